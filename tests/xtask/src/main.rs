@@ -1,2 +1,67 @@
-//! placeholder
-fn main() {}
+//! `cargo xtask`: the project's own checks and measurements.
+//!
+//! `verify` is what CI runs and what the README calls the test command; it writes nothing into the tree. Commands that
+//! do write (`fix`, `update-golden`, `tidy --ratchet`) are separate, so that a check can never paper over what it found.
+
+mod bench;
+mod sh;
+mod tidy;
+mod verify;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+const USAGE: &str = "usage: cargo xtask COMMAND
+  verify [--no-vm]      everything CI checks: format, tidy, clippy, tests, and the tests that boot machines
+  packages              the Debian packages that verify needs beside Rust and a C compiler, one line
+  fix                   rustfmt and clippy --fix
+  tidy [--ratchet]      file and function lengths, crate purity, lints; --ratchet records shorter lengths
+  update-golden         rewrite the expected outputs of golden tests, to be read in review
+  bench NAME            build | boot: measured side by side in one run, printed as a table";
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("tests/xtask is two below the root").into()
+}
+
+fn run(args: &[&str]) -> Result<bool> {
+    let root = root();
+    Ok(match args {
+        ["verify"] => verify::run(&root, true)?,
+        ["verify", "--no-vm"] => verify::run(&root, false)?,
+        ["packages"] => {
+            println!("{}", verify::DEBIAN_PACKAGES.join(" "));
+            true
+        }
+        ["fix"] => {
+            sh::cargo(&root, &["fmt", "--all"])?;
+            sh::cargo(&root, &["clippy", "--workspace", "--all-targets", "--fix", "--allow-dirty", "--allow-staged"])?;
+            true
+        }
+        ["tidy"] => tidy::run(&root, false)?,
+        ["tidy", "--ratchet"] => tidy::run(&root, true)?,
+        ["update-golden"] => {
+            sh::cargo_env(&root, &["test", "--workspace", "--exclude", "dyad-vm-tests"], &[("UPDATE_GOLDEN", "1")])?;
+            true
+        }
+        ["bench", name] => bench::run(&root, name)?,
+        _ => {
+            eprintln!("{USAGE}");
+            return Err(anyhow::anyhow!("unknown command: {}", args.join(" ")));
+        }
+    })
+}
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match run(&args) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! The programs of our own that go into the image: static binaries whose bytes depend on the source alone.
+//!
+//! In a source checkout they are compiled here; an installed `dyad` finds them beside itself and needs no cargo.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use dyad_archive::process;
+
+/// Cargo packages and the binaries they make, with the place each takes in the root.
+const PROGRAMS: &[(&str, &str, &str)] = &[
+    ("init", "init", "/usr/lib/dyad/init"),
+    ("supervisor", "supervisor", "/usr/lib/dyad/supervisor"),
+    ("dyadctl", "dyadctl", "/usr/bin/dyadctl"),
+];
+/// glibc can be linked statically for this target; naming it keeps proc-macros dynamic.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// A cold build with LTO on two shared cores stays far below this.
+const COMPILE_DEADLINE: Duration = Duration::from_secs(3600);
+
+/// One program and where it belongs.
+#[derive(Debug, Clone)]
+pub(crate) struct Program {
+    /// Absolute path in the root tree.
+    pub(crate) path: &'static str,
+    /// The ELF file.
+    pub(crate) bytes: Bytes,
+}
+
+/// The source checkout that this very program was built from, if it is still there.
+fn checkout() -> Option<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent()?;
+    let ours = root.join("init/Cargo.toml").is_file() && root.join("Cargo.lock").is_file();
+    ours.then(|| root.to_owned())
+}
+
+fn beside_self() -> Option<PathBuf> {
+    let dir = std::env::current_exe().ok()?.parent()?.join("payload");
+    dir.join("init").is_file().then_some(dir)
+}
+
+fn home(variable: &str, fallback: &str) -> Option<PathBuf> {
+    let set = std::env::var_os(variable).map(PathBuf::from);
+    set.or_else(|| std::env::var_os("HOME").map(|h| Path::new(&h).join(fallback)))
+}
+
+/// Flags that make the bytes independent of directory, user and host: paths in panic messages are renamed.
+fn rustflags(root: &Path) -> String {
+    let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
+    let mut remap = |from: &Path, to: &str| flags.push(format!("--remap-path-prefix={}={to}", from.display()));
+    if let Some(cargo) = home("CARGO_HOME", ".cargo") {
+        remap(&cargo, "/cargo");
+    }
+    if let Some(rustup) = home("RUSTUP_HOME", ".rustup") {
+        remap(&rustup, "/rustup");
+    }
+    remap(root, "/dyad");
+    // Separated as CARGO_ENCODED_RUSTFLAGS wants it, so that a path may hold spaces.
+    flags.join("\x1f")
+}
+
+/// Where cargo is: the one that runs us, or the first on PATH.
+fn cargo() -> Result<PathBuf> {
+    if let Some(cargo) = std::env::var_os("CARGO") {
+        return Ok(cargo.into());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|d| d.join("cargo")).find(|p| p.is_file()).context(
+        "cargo is not on PATH: a source checkout compiles init, supervisor and dyadctl itself; install Rust, or put the \
+         finished programs into a directory `payload` beside the dyad program",
+    )
+}
+
+fn compile(root: &Path) -> Result<PathBuf> {
+    let target_dir = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let target_dir = target_dir.join("payload");
+    let mut args: Vec<String> = ["build", "--release", "--locked", "--target", TARGET].map(str::to_owned).to_vec();
+    for (package, _, _) in PROGRAMS {
+        args.push("--package".into());
+        args.push((*package).into());
+    }
+    let run = process::Run::new(cargo()?)
+        .args(args)
+        .current_dir(root)
+        .env("CARGO_TARGET_DIR", &target_dir)
+        .env("CARGO_ENCODED_RUSTFLAGS", rustflags(root))
+        .env_remove("RUSTFLAGS")
+        .deadline(COMPILE_DEADLINE);
+    run.output().context("compiling init, supervisor and dyadctl for the image")?;
+    Ok(target_dir.join(TARGET).join("release"))
+}
+
+/// Compiles or finds the programs.
+pub(crate) fn programs() -> Result<Vec<Program>> {
+    let dir = match (beside_self(), checkout()) {
+        (Some(dir), _) => dir,
+        (None, Some(root)) => compile(&root)?,
+        (None, None) => bail!(
+            "neither a directory `payload` with init, supervisor and dyadctl beside this program nor the source \
+             checkout it was built from is there"
+        ),
+    };
+    PROGRAMS
+        .iter()
+        .map(|&(_, name, path)| {
+            let file = dir.join(name);
+            let bytes = std::fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
+            Ok(Program { path, bytes: bytes.into() })
+        })
+        .collect()
+}

@@ -1,0 +1,38 @@
+//! `cargo xtask verify`: the README's test command and all that CI runs.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+
+use crate::{sh, tidy};
+
+/// What the tests need beside Rust and a C compiler: the outside oracles that judge our bytes, and programs under test.
+pub(crate) const DEBIAN_PACKAGES: &[&str] = &[
+    "gpgv", "gnupg", "squashfs-tools", "cryptsetup-bin", "dosfstools", "mtools", "gdisk", "cpio", "binutils",
+    "qemu-utils", "qemu-system-x86", "ovmf", "postgresql-15", "postgresql-client-15", "iproute2", "iputils-ping", "ethtool",
+    "lvm2", "e2fsprogs", "dmsetup",
+];
+
+/// The package that holds everything that boots machines.
+const VM_TESTS: &str = "dyad-vm-tests";
+
+/// Runs every check; `vm`: also those that boot machines. True when all passed.
+pub(crate) fn run(root: &Path, vm: bool) -> Result<bool> {
+    let before = sh::output(root, "git", &["status", "--porcelain"])?;
+    sh::cargo(root, &["fmt", "--all", "--check"])?;
+    if !tidy::run(root, false)? {
+        return Ok(false);
+    }
+    sh::cargo(root, &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
+    sh::cargo(root, &["test", "--workspace", "--locked", "--exclude", VM_TESTS])?;
+    if vm {
+        sh::cargo(root, &["build", "--release", "--locked", "--bin", "dyad"])?;
+        sh::cargo(root, &["test", "--locked", "--package", VM_TESTS, "--", "--test-threads=1"])?;
+    }
+    let after = sh::output(root, "git", &["status", "--porcelain"])?;
+    if before != after {
+        bail!("the checks changed the tree:\n{after}");
+    }
+    println!("\nverify: all checks passed");
+    Ok(true)
+}
