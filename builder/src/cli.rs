@@ -1,0 +1,137 @@
+//! The command line: what can be typed, and nothing else.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Builds signed, immutable cluster images from Debian packages, and runs them in a lab.
+#[derive(Debug, Parser)]
+#[command(name = "dyad", version, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Build an image from its definition.
+    Build(BuildArgs),
+    /// Write or refresh the lock file that pins every package of a definition.
+    Lock(LockArgs),
+    /// Show what is in an image, an ESP, a kernel image or a tree.
+    Inspect(InspectArgs),
+    /// Check every checksum, hash and structure of an image.
+    Verify {
+        /// The image.
+        file: PathBuf,
+    },
+    /// Run virtual nodes from an image on this machine.
+    Lab(LabArgs),
+    /// Print the JSON schemas of the files that people write.
+    Schema {
+        /// definition, overlay or site; all when not given.
+        kind: Option<String>,
+    },
+    /// Unpack programs from Debian packages into the tools cache and print where they are; needs no root.
+    Tools {
+        /// Debian packages to unpack together.
+        #[arg(required = true)]
+        packages: Vec<String>,
+    },
+    /// Print shell completions.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a directory.
+    Man {
+        /// Existing directory.
+        dir: PathBuf,
+    },
+}
+
+/// What `dyad build` makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum Format {
+    /// Disk image, sparse: write it to a disk, or boot it in a virtual machine.
+    Raw,
+    /// The same disk as qcow2 with compressed clusters, for hypervisors.
+    Qcow2,
+    /// Kernel, initrd with the root inside, and command line, for network boot.
+    Pxe,
+    /// The root tree as a tar archive, for inspection and containers.
+    Tree,
+}
+
+impl Format {
+    /// As written on the command line and in records.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Format::Raw => "raw",
+            Format::Qcow2 => "qcow2",
+            Format::Pxe => "pxe",
+            Format::Tree => "tree",
+        }
+    }
+}
+
+/// `dyad build`.
+#[derive(Debug, Args)]
+pub(crate) struct BuildArgs {
+    /// The definition, images/NAME.toml.
+    pub(crate) definition: PathBuf,
+    /// Directory for the outputs.
+    #[arg(long, default_value = "out")]
+    pub(crate) out: PathBuf,
+    /// What to make; may be repeated [default: what the definition names].
+    #[arg(long = "format", value_enum)]
+    pub(crate) formats: Vec<Format>,
+    /// Use exactly the packages of the lock file beside the definition.
+    #[arg(long)]
+    pub(crate) locked: bool,
+    /// Use only what is in the cache.
+    #[arg(long)]
+    pub(crate) offline: bool,
+    /// Bake this site file into the image.
+    #[arg(long)]
+    pub(crate) site: Option<PathBuf>,
+    /// Print the build record as JSON on standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `dyad lock`.
+#[derive(Debug, Args)]
+pub(crate) struct LockArgs {
+    /// The definition, images/NAME.toml.
+    pub(crate) definition: PathBuf,
+    /// Resolve again against today's archive instead of keeping what the lock file has.
+    #[arg(long)]
+    pub(crate) update: bool,
+}
+
+/// `dyad inspect`.
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// Image or part of one: raw, qcow2, squashfs, UKI, cpio, tar.
+    pub(crate) file: PathBuf,
+    /// As JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The chain that put this path into the image.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) why: Option<String>,
+    /// What costs what: compressed bytes by package, and what pruning dropped.
+    #[arg(long)]
+    pub(crate) size: bool,
+}
+
+/// `dyad lab`.
+#[derive(Debug, Args)]
+pub(crate) struct LabArgs {
+    /// What to do in the lab [default: up].
+    #[command(subcommand)]
+    pub(crate) command: Option<dyad_lab::LabCommand>,
+}
