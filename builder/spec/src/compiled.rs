@@ -18,7 +18,7 @@ pub struct ImageTable {
     pub directories: Vec<Directory>,
     /// (`net.ipv4.ip_forward`, `0`) pairs.
     pub sysctls: Vec<(String, String)>,
-    /// Kernel modules loaded by name at boot, in this order.
+    /// Kernel modules loaded by name at boot, in this order; parameters may follow the name (`bonding max_bonds=0`).
     pub modules: Vec<String>,
 }
 
@@ -139,6 +139,12 @@ pub struct Service {
     pub no_new_privs: bool,
     /// Standard output and error: the journal, or the console too.
     pub console: bool,
+    /// Early boot phases (`state`, `data`, ...) without which this service is not started.
+    pub phases: Vec<String>,
+    /// Longest silence between two `WATCHDOG=1` messages, milliseconds (0: no watchdog).
+    pub watchdog_ms: u32,
+    /// A writer: its cgroup is killed when the dead-man's deadline passes.
+    pub fence: bool,
 }
 
 /// One kernel module.
