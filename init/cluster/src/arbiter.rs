@@ -1,0 +1,209 @@
+//! The arbiter's rules (6 to 9), pure: the witness program and the simulator both run this.
+//!
+//! What must survive a crash is [`Durable`]; a changed one must be on disk before the answer that came with it is sent.
+//! Sessions, releases and what was heard die with the process, on purpose: an arbiter that has just started knows
+//! nothing about who is silent.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::message::{Answer, Authenticated, Cas, FromArbiter, RESOURCES_MAX, Refusal, Registers, ToArbiter, Verdict};
+use crate::register::{self, Change, Register};
+use crate::types::{BootId, Epoch, Incarnation, Node, RequestId, ResourceId, Tick};
+
+/// What is on the arbiter's disk.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct Durable {
+    /// The registers.
+    pub registers: BTreeMap<ResourceId, Register>,
+    /// The boot of the holder that made the register's last change. A holder that comes with another boot has not
+    /// resumed (rule 5): it serves nothing, and the standby need not wait for its silence.
+    pub holder_boots: BTreeMap<ResourceId, BootId>,
+    /// Last answered batch of each node, so that a repeated request gets the first answer.
+    pub answered: [Option<(RequestId, Vec<Verdict>)>; 2],
+    /// Newest boot known of each node.
+    pub boots: [Option<BootId>; 2],
+}
+
+/// A node's session in this incarnation.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Session {
+    boot: BootId,
+    /// Last renewal, or the arbiter's start if that is later than what is known.
+    renewed: Tick,
+}
+
+/// The whole arbiter for one cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Arbiter {
+    durable: Durable,
+    incarnation: Incarnation,
+    started: Tick,
+    lease_ms: u64,
+    /// Configured: this disk is never restored from a snapshot, so one mirror is enough (rule 9).
+    storage_is_durable: bool,
+    heard: [bool; 2],
+    amnesia: bool,
+    sessions: [Option<Session>; 2],
+    /// (resource, epoch) pairs that their holder gave up.
+    released: BTreeSet<(ResourceId, Epoch)>,
+}
+
+impl Arbiter {
+    /// A process that has just started with what was on its disk.
+    pub fn start(
+        durable: Durable,
+        incarnation: Incarnation,
+        now: Tick,
+        lease_ms: u64,
+        storage_is_durable: bool,
+    ) -> Self {
+        Arbiter {
+            durable,
+            incarnation,
+            started: now,
+            lease_ms,
+            storage_is_durable,
+            heard: [false; 2],
+            amnesia: false,
+            sessions: [None, None],
+            released: BTreeSet::new(),
+        }
+    }
+
+    /// What must be on disk before the last answer goes out.
+    pub fn durable(&self) -> &Durable {
+        &self.durable
+    }
+
+    /// One message; the answer may be sent only after [`Arbiter::durable`] is on disk, if it changed.
+    pub fn handle(&mut self, now: Tick, envelope: &Authenticated) -> FromArbiter {
+        let from = envelope.from;
+        let answer = match &envelope.message {
+            ToArbiter::Hello { boot, mirror } => self.hello(now, from, *boot, mirror.as_ref()),
+            ToArbiter::Renew { boot, incarnation, sequence } => match self.session(now, from, *boot, *incarnation) {
+                Ok(_) => Answer::Renewed { sequence: *sequence },
+                Err(refusal) => Answer::Refused(refusal),
+            },
+            ToArbiter::Batch { boot, incarnation, request, items } => {
+                match self.session(now, from, *boot, *incarnation) {
+                    Ok(()) => self.batch(now, from, *request, items),
+                    Err(refusal) => Answer::Refused(refusal),
+                }
+            }
+            ToArbiter::Release { boot, incarnation, resource, epoch } => {
+                match self.session(now, from, *boot, *incarnation) {
+                    Ok(()) => self.release(from, *resource, *epoch),
+                    Err(refusal) => Answer::Refused(refusal),
+                }
+            }
+        };
+        FromArbiter {
+            incarnation: self.incarnation,
+            registers: self.durable.registers.iter().map(|(id, r)| (*id, *r)).collect(),
+            heard_both: self.may_grant(),
+            answer,
+        }
+    }
+
+    fn may_grant(&self) -> bool {
+        let enough = if self.storage_is_durable { self.heard.iter().any(|h| *h) } else { self.heard == [true; 2] };
+        enough && !self.amnesia
+    }
+
+    fn hello(&mut self, now: Tick, from: Node, boot: BootId, mirror: Option<&Registers>) -> Answer {
+        if self.durable.boots[from.index()].is_some_and(|newest| boot < newest) {
+            return Answer::Refused(Refusal::Boot);
+        }
+        if mirror.is_some_and(|m| m.len() > RESOURCES_MAX) {
+            return Answer::Refused(Refusal::TooLarge);
+        }
+        self.durable.boots[from.index()] = Some(boot);
+        self.sessions[from.index()] = Some(Session { boot, renewed: now });
+        // A mirror that cannot be read says nothing about what this node was told: it was not heard.
+        if let Some(mirror) = mirror {
+            let behind = |id: &ResourceId, r: &Register| {
+                self.durable.registers.get(id).is_none_or(|ours| ours.epoch < r.epoch)
+            };
+            // A register that a node knows and this disk does not: the disk went back in time.
+            self.amnesia |= mirror.iter().any(|(id, r)| behind(id, r));
+            self.heard[from.index()] = true;
+        }
+        if self.amnesia { Answer::Refused(Refusal::Amnesia) } else { Answer::Welcome }
+    }
+
+    fn session(&mut self, now: Tick, from: Node, boot: BootId, incarnation: Incarnation) -> Result<(), Refusal> {
+        if incarnation != self.incarnation {
+            return Err(Refusal::Incarnation);
+        }
+        if self.durable.boots[from.index()].is_some_and(|newest| boot < newest) {
+            return Err(Refusal::Boot);
+        }
+        match &mut self.sessions[from.index()] {
+            Some(session) if session.boot == boot => {
+                session.renewed = session.renewed.max(now);
+                Ok(())
+            }
+            Some(_) | None => Err(Refusal::Session),
+        }
+    }
+
+    fn batch(&mut self, now: Tick, from: Node, request: RequestId, items: &[Cas]) -> Answer {
+        if items.len() > RESOURCES_MAX {
+            return Answer::Refused(Refusal::TooLarge);
+        }
+        match &self.durable.answered[from.index()] {
+            Some((last, _)) if request < *last => return Answer::Refused(Refusal::Request),
+            Some((last, verdicts)) if request == *last => {
+                return Answer::Verdicts { request, verdicts: verdicts.clone() };
+            }
+            Some(_) | None => {}
+        }
+        let verdicts: Vec<Verdict> = items.iter().map(|item| self.judge(now, from, item)).collect();
+        self.durable.answered[from.index()] = Some((request, verdicts.clone()));
+        Answer::Verdicts { request, verdicts }
+    }
+
+    fn judge(&mut self, now: Tick, from: Node, item: &Cas) -> Verdict {
+        if !self.may_grant() {
+            return Verdict::NotHeard;
+        }
+        let current = self.durable.registers.get(&item.resource);
+        let next = match register::apply(current, item.expect, from, item.change) {
+            Ok(next) => next,
+            Err(conflict) => return Verdict::Lost(conflict),
+        };
+        if matches!(item.change, Change::TakeOver(_)) && !self.holder_is_gone(now, from.peer(), item) {
+            return Verdict::HolderAlive;
+        }
+        self.durable.registers.insert(item.resource, next);
+        // Whoever wins a change is the holder after it, whichever change it was.
+        if let Some(session) = &self.sessions[from.index()] {
+            self.durable.holder_boots.insert(item.resource, session.boot);
+        }
+        Verdict::Won
+    }
+
+    /// Rule 7: silent for T on our clock (from our own start at the earliest), released, or rebooted and not resumed.
+    fn holder_is_gone(&self, now: Tick, holder: Node, item: &Cas) -> bool {
+        if self.released.contains(&(item.resource, item.expect)) {
+            return true;
+        }
+        match &self.sessions[holder.index()] {
+            None => now.since(self.started) >= self.lease_ms,
+            Some(session) => {
+                let silent = now.since(session.renewed.max(self.started)) >= self.lease_ms;
+                silent || self.durable.holder_boots.get(&item.resource) != Some(&session.boot)
+            }
+        }
+    }
+
+    fn release(&mut self, from: Node, resource: ResourceId, epoch: Epoch) -> Answer {
+        let holds = self.durable.registers.get(&resource).is_some_and(|r| r.holder == from && r.epoch == epoch);
+        if holds {
+            self.released.insert((resource, epoch));
+        }
+        Answer::Released
+    }
+}
