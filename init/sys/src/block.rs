@@ -1,6 +1,7 @@
 //! Block device ioctls: sizes, the kernel's view of a partition table, discarding and loop devices.
 //!
 //! The kernel's numbers come from `linux/fs.h`, `linux/blkpg.h` and `linux/loop.h`; they are ABI and never change.
+#![allow(clippy::multiple_unsafe_ops_per_block, reason = "a request's number and the call that makes it are one fact")]
 
 use std::fs::File;
 use std::io;

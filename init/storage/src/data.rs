@@ -1,0 +1,129 @@
+//! Phase `data`: the volume group and PostgreSQL's volume.
+//!
+//! The partition goes through the same names as `state` does. Inside the group the volume's own name plays that
+//! part: `pg_new` is being made and may be made over, `pg` is finished; the rename is one write of LVM's metadata.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use rustix::mount::MountFlags;
+
+use crate::disk;
+use crate::error::{Doing, PhaseError};
+use crate::ext4::{self, Shape};
+use crate::grow::DATA;
+use crate::lvm::{self, GroupSize, Lvm};
+use crate::mounts::{self, FileSystem};
+use crate::probe::{self, Content};
+use crate::{Host, Report, durable, state, users};
+
+const VOLUME: &str = "pg";
+const VOLUME_NEW: &str = "pg_new";
+const SHAPE: Shape = Shape { label: "pg", inode_ratio_bytes: 65_536, lazy: true };
+
+/// Share of the group that PostgreSQL's volume gets at first boot; the rest is for replicated volumes. It can be
+/// grown later, never shrunk, so it starts small.
+const PG_PERCENT: u64 = 60;
+/// More than this is given only when somebody asks for it.
+const PG_BYTES_MAX: u64 = 256 << 30;
+
+/// Extents of PostgreSQL's volume in a fresh group.
+fn pg_extents(size: GroupSize) -> u64 {
+    (size.extents * PG_PERCENT / 100).min(PG_BYTES_MAX / lvm::EXTENT_BYTES).min(size.free_extents)
+}
+
+pub(crate) fn run(host: &Host) -> Result<Report, PhaseError> {
+    let Some(mut disk) = disk::find_root_disk(host)? else { return Ok(Report::live()) };
+    let mut report = Report::default();
+    let locks = host.path("/run/dyad/lvm");
+    fs::create_dir_all(&locks).doing("make the directory", &locks)?;
+
+    let device = state::finish(host, &mut disk, DATA, "data", &mut report, &Content::Lvm, |host, device| {
+        // Half-written metadata of an interrupted attempt would confuse LVM: start from nothing.
+        clear_start(device)?;
+        Lvm::new(host, device).create_group()?;
+        durable::sync(device)
+    })?;
+
+    let lvm = Lvm::new(host, &device);
+    if lvm.take_growth()? {
+        report.changes.push("volume group grown".to_owned());
+    }
+    let volumes = lvm.volumes()?;
+    let has = |name: &str| volumes.iter().any(|volume| volume == name);
+    if !has(VOLUME) {
+        if !has(VOLUME_NEW) {
+            lvm.create(VOLUME_NEW, pg_extents(lvm.size()?))?;
+        }
+        lvm.activate()?;
+        ext4::make(host, &mapped(host, VOLUME_NEW)?, &SHAPE)?;
+        lvm.rename(VOLUME_NEW, VOLUME)?;
+        report.changes.push(format!("made volume {VOLUME}"));
+    }
+    lvm.activate()?;
+    mount(host, &mapped(host, VOLUME)?, &mut report)?;
+    Ok(report)
+}
+
+fn clear_start(device: &Path) -> Result<(), PhaseError> {
+    let file = File::options().write(true).open(device).doing("open", device)?;
+    dyad_sys::block::zero_out(&file, 0, probe::EDGE_BYTES).doing("clear the start of", device)?;
+    file.sync_all().doing("flush", device)
+}
+
+/// The device file of an active volume. devtmpfs names it by number; no udev is there to make nicer links.
+fn mapped(host: &Host, volume: &str) -> Result<PathBuf, PhaseError> {
+    let name = lvm::mapped_name(volume);
+    match disk::mapped_device(host, &name)? {
+        Some(device) => Ok(host.dev.join(device)),
+        None => {
+            Err(PhaseError::Volumes(format!("volume {volume} was activated but device-mapper has no {name}")))
+        }
+    }
+}
+
+fn mount(host: &Host, device: &Path, report: &mut Report) -> Result<(), PhaseError> {
+    // The root is read-only and has only `/data` itself.
+    let data = host.path("/data");
+    mounts::tmpfs(&data, "mode=0755,size=64k")?;
+    let at = data.join(VOLUME);
+    fs::create_dir_all(&at).doing("make the directory", &at)?;
+    if !mounts::is_mounted(device, &at)? {
+        let found = probe::content(device)?;
+        if found != Content::Ext4 {
+            return Err(PhaseError::Lost {
+                device: device.to_owned(),
+                expected: "PostgreSQL's ext4 volume",
+                found: found.to_string(),
+            });
+        }
+        ext4::check(host, device)?;
+    }
+    let fs = FileSystem {
+        device,
+        at: &at,
+        kind: "ext4",
+        flags: MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NOATIME,
+        options: "errors=remount-ro",
+    };
+    mounts::mount(host, &fs)?;
+    // An image without PostgreSQL has no such user: the volume is then root's.
+    let (uid, gid) = users::user(&host.path("/etc/passwd"), "postgres")?.unwrap_or((0, 0));
+    if durable::directory(&at, 0o700, uid, gid)? {
+        report.changes.push(format!("owner of {} is {uid}:{gid}", at.display()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pg_gets_its_share_and_no_more_than_its_cap() {
+        let fresh = |gib: u64| GroupSize { extents: gib * 256, free_extents: gib * 256 };
+        assert_eq!(pg_extents(fresh(10)), 10 * 256 * 60 / 100);
+        assert_eq!(pg_extents(fresh(4000)), 256 * 256);
+        assert_eq!(pg_extents(GroupSize { extents: 1000, free_extents: 100 }), 100);
+    }
+}

@@ -1,0 +1,144 @@
+//! LVM on one physical volume, without udev and without files of its own: every setting is on the command line.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::Host;
+use crate::error::PhaseError;
+use crate::run::Tool;
+
+/// Name of the volume group.
+pub const GROUP: &str = "dyad";
+/// Extent size of the group.
+pub(crate) const EXTENT_BYTES: u64 = 4 << 20;
+
+const LVM: &str = "/usr/sbin/lvm";
+/// LVM waits only for the disk.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The volume group's tool, bound to its physical volume.
+pub(crate) struct Lvm<'a> {
+    host: &'a Host,
+    volume: PathBuf,
+}
+
+/// Sizes of the group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct GroupSize {
+    pub(crate) extents: u64,
+    pub(crate) free_extents: u64,
+}
+
+impl<'a> Lvm<'a> {
+    pub(crate) fn new(host: &'a Host, volume: &Path) -> Self {
+        Self { host, volume: volume.to_owned() }
+    }
+
+    /// Runs one LVM command.
+    ///
+    /// - No udev: LVM makes and removes the nodes in /dev/mapper itself and waits for nobody.
+    /// - Only our partition is looked at: a group of the same name on another disk, or inside a guest's volume, does
+    ///   not exist for us.
+    /// - No archive, backup, hints or daemons: the root is read-only, and the metadata on the disk is the truth.
+    fn run(&self, command: &str, args: &[&str]) -> Result<String, PhaseError> {
+        let config = format!(
+            "devices{{use_devicesfile=0 obtain_device_list_from_udev=0 external_device_info_source=\"none\" \
+             hints=\"none\" scan_lvs=0 scan=[\"{}\"] filter=[\"a|^{}$|\",\"r|.*|\"]}} \
+             activation{{udev_sync=0 udev_rules=0 monitoring=0}} backup{{backup=0 archive=0}} \
+             global{{locking_dir=\"{}\" use_lvmpolld=0 event_activation=0}}",
+            self.host.dev.display(),
+            self.volume.display(),
+            self.host.path("/run/dyad/lvm").display(),
+        );
+        Ok(Tool::new(LVM, DEADLINE)
+            // Empty: read no configuration file, whatever the image has.
+            .env("LVM_SYSTEM_DIR", "")
+            .arg(command)
+            .args(["--config".to_owned(), config])
+            .args(args.iter().copied())
+            .run(&self.host.log)?)
+    }
+
+    /// Makes physical volume and group over whatever the device holds.
+    pub(crate) fn create_group(&self) -> Result<(), PhaseError> {
+        let volume = self.volume.to_string_lossy();
+        self.run("pvcreate", &["-y", "-ff", "--dataalignment", "1m", &volume])?;
+        let extent = format!("{EXTENT_BYTES}b");
+        self.run("vgcreate", &["-y", "--physicalextentsize", &extent, GROUP, &volume]).map(drop)
+    }
+
+    /// Makes all volumes of the group usable.
+    pub(crate) fn activate(&self) -> Result<(), PhaseError> {
+        self.run("vgchange", &["-ay", GROUP]).map(drop)
+    }
+
+    /// Lets go of all volumes of the group.
+    pub(crate) fn deactivate(&self) -> Result<(), PhaseError> {
+        self.run("vgchange", &["-an", GROUP]).map(drop)
+    }
+
+    /// Names of the logical volumes.
+    pub(crate) fn volumes(&self) -> Result<Vec<String>, PhaseError> {
+        let text = self.run("lvs", &["--noheadings", "-o", "lv_name", GROUP])?;
+        Ok(text.split_ascii_whitespace().map(str::to_owned).collect())
+    }
+
+    pub(crate) fn size(&self) -> Result<GroupSize, PhaseError> {
+        let text = self.run("vgs", &["--noheadings", "-o", "vg_extent_count,vg_free_count", GROUP])?;
+        let [extents, free_extents] = numbers(&text)?;
+        Ok(GroupSize { extents, free_extents })
+    }
+
+    /// Takes the partition's growth into the group. `true`: there was some.
+    pub(crate) fn take_growth(&self) -> Result<bool, PhaseError> {
+        let volume = self.volume.to_string_lossy();
+        let columns = "dev_size,pv_size,pe_start";
+        let text =
+            self.run("pvs", &["--noheadings", "--nosuffix", "--units", "b", "-o", columns, &volume])?;
+        let [device, used, start] = numbers(&text)?;
+        // Less than an extent is rounding, not growth.
+        if device < start + used + EXTENT_BYTES {
+            return Ok(false);
+        }
+        self.run("pvresize", &["-y", &volume])?;
+        Ok(true)
+    }
+
+    /// Makes and activates a logical volume. Its old content is not cleared: the caller makes a file system.
+    pub(crate) fn create(&self, name: &str, extents: u64) -> Result<(), PhaseError> {
+        self.run("lvcreate", &["-y", "-Wn", "-Zn", "-n", name, "-l", &extents.to_string(), GROUP]).map(drop)
+    }
+
+    /// Renames a volume: one atomic write of the group's metadata.
+    pub(crate) fn rename(&self, from: &str, to: &str) -> Result<(), PhaseError> {
+        self.run("lvrename", &["-y", GROUP, from, to]).map(drop)
+    }
+}
+
+/// Numbers in a report line of LVM.
+fn numbers<const N: usize>(text: &str) -> Result<[u64; N], PhaseError> {
+    let fields: Vec<u64> = text.split_ascii_whitespace().filter_map(|field| field.parse().ok()).collect();
+    fields.try_into().map_err(|_| PhaseError::Volumes(format!("expected {N} numbers in {text:?}")))
+}
+
+/// The name that device-mapper knows a volume of the group by: dashes in names are doubled.
+pub(crate) fn mapped_name(volume: &str) -> String {
+    format!("{GROUP}-{}", volume.replace('-', "--"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn report_lines_are_parsed() {
+        assert_eq!(numbers::<2>("  255 12\n").unwrap(), [255, 12]);
+        assert!(numbers::<2>("255").unwrap_err().to_string().contains("expected 2 numbers in \"255\""));
+    }
+
+    #[test]
+    fn mapped_names_double_dashes() {
+        assert_eq!(mapped_name("pg"), "dyad-pg");
+        assert_eq!(mapped_name("vm-1"), "dyad-vm--1");
+    }
+}
