@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use dyad_gpt::{Found, Guid, Table};
 use dyad_sys::block::{self, PartitionChange};
 
-use crate::Host;
 use crate::error::{Doing, PhaseError};
+use crate::{Host, Log};
 
 /// Kernel names of block devices that never are the appliance's disk.
 const NOT_DISKS: [&str; 5] = ["ram", "zram", "dm-", "sr", "fd"];
@@ -147,8 +147,7 @@ impl Disk {
 
     /// Makes the kernel show what the table says. The disk is in use, so each difference is told by itself; what
     /// the kernel shows already is left alone.
-    pub(crate) fn tell_kernel(&self) -> Result<Vec<String>, PhaseError> {
-        let mut told = Vec::new();
+    pub(crate) fn tell_kernel(&self, log: &Log) -> Result<(), PhaseError> {
         for &number in self.table().partitions().keys() {
             let Some((start, length)) = self.table().byte_range(number) else { continue };
             let change = match self.shown(number)? {
@@ -170,9 +169,9 @@ impl Disk {
             };
             block::change_partition(&self.file, change, number, start, length)
                 .doing("tell the kernel of a partition of", &self.path)?;
-            told.push(format!("{change:?} partition {number}"));
+            log.line(&format!("{}: kernel told to {change:?} partition {number}", self.path.display()));
         }
-        Ok(told)
+        Ok(())
     }
 
     /// Name, start and length in bytes of a partition as the kernel shows it.

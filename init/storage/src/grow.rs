@@ -52,7 +52,7 @@ pub(crate) fn run(host: &Host) -> Result<Report, PhaseError> {
         disk.write_table(table)?;
     }
     // Also when the table was complete: a run that ended between table and kernel is made good here.
-    report.changes.extend(disk.tell_kernel()?);
+    disk.tell_kernel(&host.log)?;
     Ok(report)
 }
 

@@ -92,7 +92,7 @@ fn mount(host: &Host, device: &Path, at: &Path) -> Result<(), PhaseError> {
         device,
         at,
         kind: "ext4",
-        flags: MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::RELATIME,
+        flags: MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NOATIME,
         options: "errors=remount-ro",
     };
     if !mounts::is_mounted(device, at)? {

@@ -1,0 +1,372 @@
+//! The phases on a real disk: a loop device, the kernel's partition table, real file systems.
+//!
+//! These tests need root, loop devices, e2fsprogs, gdisk, strace and util-linux; the one for `data` also needs
+//! device-mapper and lvm2. Each run of a phase is a process in a mount and PID namespace of its own, so that its
+//! end, by itself or by a kill, takes mounts and tools with it as a power cut would.
+//!
+//! `cargo test -p dyad-storage --test disk -- --ignored --test-threads 1`
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use dyad_gpt::{Found, Guid, Partition, Table, types};
+use dyad_storage::{Host, Log};
+use dyad_sys::block::{self, LoopOptions};
+
+const MIB: u64 = 1 << 20;
+/// Everything but most of the data partition.
+const DISK_BYTES_COMPARED: u64 = 700 * MIB;
+/// System calls that change something: the process is killed on entering the n-th of each.
+const CUTS: [&str; 12] = [
+    "pwrite64",
+    "write",
+    "fsync",
+    "ioctl",
+    "mount",
+    "rename",
+    "mkdir",
+    "chown",
+    "chmod",
+    "fchmod",
+    "execve",
+    "getrandom",
+];
+/// More than any phase makes of one of them; a run that is not killed ends the series earlier.
+const CALLS_MAX: u32 = 400;
+
+/// A disk in a file behind a loop device.
+struct Disk {
+    directory: tempfile::TempDir,
+    root: Guid,
+    device: PathBuf,
+}
+
+#[allow(clippy::disallowed_methods, reason = "tests drive outside tools")]
+fn command(program: &str) -> Command {
+    Command::new(program)
+}
+
+fn ok(output: Output) -> String {
+    assert!(output.status.success(), "{}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+impl Disk {
+    /// An image as the builder makes it, on a disk of `bytes`.
+    fn new(bytes: u64) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let file = File::create_new(directory.path().join("disk")).unwrap();
+        let mut seed = [0; 16];
+        File::open("/dev/urandom").unwrap().read_exact_at(&mut seed, 0).unwrap();
+        let root = Guid::from_text_order(seed);
+        let mut table = Table::new(512, 40 * MIB / 512, Guid::from_u128(1)).unwrap();
+        for (number, type_guid, size) in [
+            (1, types::ESP, 8 * MIB),
+            (2, types::ROOT_X86_64, 20 * MIB),
+            (3, types::ROOT_X86_64_VERITY, 2 * MIB),
+        ] {
+            let guid = if number == 2 { root } else { Guid::from_u128(0x100 + u128::from(number)) };
+            let partition = Partition {
+                type_guid,
+                guid,
+                first_lba: 0,
+                last_lba: 0,
+                attributes: 0,
+                name: "lab_1.0".to_owned(),
+            };
+            table.add(number, Some(size), partition).unwrap();
+        }
+        let encoded = table.encode();
+        file.write_all_at(&encoded.head, 0).unwrap();
+        file.write_all_at(&encoded.tail, encoded.tail_offset).unwrap();
+        file.set_len(bytes).unwrap();
+        let mut disk = Self { directory, root, device: PathBuf::new() };
+        disk.attach();
+        disk
+    }
+
+    fn file(&self) -> PathBuf {
+        self.directory.path().join("disk")
+    }
+
+    fn attach(&mut self) {
+        let control = File::options().read(true).write(true).open("/dev/loop-control").unwrap();
+        let backing = File::options().read(true).write(true).open(self.file()).unwrap();
+        let options = LoopOptions { read_only: false, autoclear: false, partitions: true, sector_bytes: 512 };
+        for _ in 0..20 {
+            let path = PathBuf::from(format!("/dev/loop{}", block::loop_free(&control).unwrap()));
+            let device = File::options().read(true).write(true).open(&path).unwrap();
+            match block::loop_attach(&device, &backing, options) {
+                Ok(()) => {
+                    self.device = path;
+                    return;
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {}
+                Err(error) => panic!("{}: {error}", path.display()),
+            }
+        }
+        panic!("no loop device stayed free")
+    }
+
+    /// The kernel forgets what it was told about the disk, as over a reboot.
+    fn reboot(&mut self) {
+        self.detach();
+        self.attach();
+    }
+
+    fn detach(&self) {
+        ok(command("/usr/sbin/losetup").arg("-d").arg(&self.device).output().unwrap());
+    }
+
+    fn cmdline(&self) -> String {
+        let half: String = self.root.text_order().iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("quiet dyad.root={half}{}", "0".repeat(32))
+    }
+
+    /// Runs phases in one boot; `cut` kills at the n-th call of a kind.
+    fn boot(&self, phases: &str, cut: Option<(&str, u32)>) -> (bool, String) {
+        let mut boot = command("/usr/bin/unshare");
+        boot.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+        if let Some((call, count)) = cut {
+            boot.args(["/usr/bin/strace", "-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}")]);
+            boot.args(["-e", &format!("inject={call}:signal=KILL:when={count}")]);
+        }
+        let out = boot
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "one_boot", "--ignored", "--nocapture", "--test-threads", "1"])
+            .env("DYAD_TEST_PHASES", phases)
+            .env("DYAD_TEST_CMDLINE", self.cmdline())
+            .env("DYAD_TEST_DIRECTORY", self.directory.path())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+        (out.status.success(), text)
+    }
+
+    fn good_boot(&self, phases: &str) -> Vec<String> {
+        let (success, text) = self.boot(phases, None);
+        assert!(success, "{text}");
+        text.lines().filter_map(|line| line.strip_prefix("REPORT ")).map(str::to_owned).collect()
+    }
+
+    fn found(&self) -> Found {
+        let mut file = File::open(self.file()).unwrap();
+        let bytes = file.metadata().unwrap().len();
+        dyad_gpt::read(&mut file, 512, bytes).unwrap()
+    }
+
+    /// Both copies of the table and everything up to the end of slot A.
+    fn table_bytes(&self) -> Vec<u8> {
+        let file = File::open(self.file()).unwrap();
+        let length = file.metadata().unwrap().len();
+        let mut bytes = vec![0; 2 * MIB as usize];
+        file.read_exact_at(&mut bytes[..MIB as usize], 0).unwrap();
+        file.read_exact_at(&mut bytes[MIB as usize..], length - MIB).unwrap();
+        bytes
+    }
+
+    fn bytes_of(&self, number: u32) -> Vec<u8> {
+        let (offset, length) = self.found().table.byte_range(number).unwrap();
+        let mut bytes = vec![0; length as usize];
+        File::open(self.file()).unwrap().read_exact_at(&mut bytes, offset).unwrap();
+        bytes
+    }
+
+    /// File system UUID and machine id, read by other people's tools.
+    fn identity(&self) -> [String; 2] {
+        let state = format!("{}p6", self.device.display());
+        let header = ok(command("/usr/sbin/dumpe2fs").args(["-h", &state]).output().unwrap());
+        let uuid = header.lines().find(|line| line.starts_with("Filesystem UUID:")).unwrap().to_owned();
+        let id = ok(command("/usr/sbin/debugfs").args(["-R", "cat machine-id", &state]).output().unwrap());
+        assert_eq!(id.trim_end().len(), 32, "{id}");
+        [uuid, id]
+    }
+
+    fn labels(&self) -> Vec<String> {
+        self.found().table.partitions().values().map(|partition| partition.name.clone()).collect()
+    }
+
+    /// The whole of what a finished first boot promises, checked by other people's tools.
+    fn check(&self, last: &str) {
+        assert!(self.found().is_good(), "{:?}", self.found());
+        let verdict = ok(command("/usr/sbin/sgdisk").arg("-v").arg(self.file()).output().unwrap());
+        assert!(verdict.contains("No problems found"), "{verdict}");
+        let state = format!("{}p6", self.device.display());
+        ok(command("/usr/sbin/e2fsck").args(["-fn", &state]).output().unwrap());
+        assert_eq!(self.labels()[5], "state");
+        assert_eq!(self.labels()[6], last);
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = command("/usr/sbin/losetup").arg("-d").arg(&self.device).output();
+    }
+}
+
+/// Not a test of its own: one boot, in the namespaces that [`Disk::boot`] made.
+#[test]
+#[ignore = "run by the other tests"]
+fn one_boot() {
+    let Ok(phases) = std::env::var("DYAD_TEST_PHASES") else { return };
+    let directory = PathBuf::from(std::env::var("DYAD_TEST_DIRECTORY").unwrap());
+    let root = directory.join("root");
+    for path in ["state", "data", "efi", "etc", "run"] {
+        fs::create_dir_all(root.join(path)).unwrap();
+    }
+    fs::write(root.join("etc/passwd"), "postgres:x:1234:1235::/:/bin/sh\n").unwrap();
+    fs::write(root.join("etc/group"), "systemd-journal:x:4321:\n").unwrap();
+    let log = directory.join("log");
+    File::options().create(true).append(true).open(&log).unwrap();
+    let host = Host {
+        cmdline: std::env::var("DYAD_TEST_CMDLINE").unwrap(),
+        sys: "/sys".into(),
+        dev: "/dev".into(),
+        root,
+        log: Log::to(&log),
+    };
+    let mut snapshot = Vec::new();
+    for phase in phases.split(',') {
+        if let "snapshot" | "compare" = phase {
+            rustix::fs::sync();
+            let mut bytes = Vec::new();
+            File::open(directory.join("disk"))
+                .unwrap()
+                .take(DISK_BYTES_COMPARED)
+                .read_to_end(&mut bytes)
+                .unwrap();
+            assert!(phase == "snapshot" || snapshot == bytes, "a phase wrote to a finished disk");
+            snapshot = bytes;
+            continue;
+        }
+        match host.run(phase) {
+            Ok(report) => println!("\nREPORT {phase}: {report}"),
+            Err(error) => panic!("{phase}: {error}"),
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root and loop devices"]
+fn a_first_boot_makes_everything_and_a_second_one_nothing() {
+    let mut disk = Disk::new(2048 * MIB);
+    let slot_a = disk.bytes_of(2);
+    let first = disk.good_boot("grow,state,state,grow");
+    assert!(first[0].contains("new partitions [4, 5, 6, 7]"), "{first:?}");
+    assert!(first[1].contains("made state") && first[1].contains("machine-id"), "{first:?}");
+    assert_eq!(first[2..], ["state: nothing to do", "grow: nothing to do"]);
+    disk.check("PND#data");
+    assert_eq!(disk.bytes_of(2), slot_a);
+
+    let (table, identity) = (disk.table_bytes(), disk.identity());
+    disk.reboot();
+    assert_eq!(disk.good_boot("grow,state"), ["grow: nothing to do", "state: nothing to do"]);
+    assert!(disk.table_bytes() == table);
+    assert_eq!(disk.identity(), identity);
+    // While the file system stays mounted, running the phases again writes not a single byte.
+    disk.reboot();
+    disk.good_boot("grow,state,snapshot,grow,state,compare");
+    disk.check("PND#data");
+}
+
+#[test]
+#[ignore = "needs root and loop devices"]
+fn a_cut_at_any_call_of_a_first_boot_converges() {
+    let mut kills = 0;
+    for call in CUTS {
+        for count in 1..=CALLS_MAX {
+            let mut disk = Disk::new(1700 * MIB);
+            let (success, text) = disk.boot("grow,state", Some((call, count)));
+            if success {
+                break;
+            }
+            kills += 1;
+            assert!(!text.contains("REPORT state"), "{call} {count}: {text}");
+            disk.reboot();
+            let (success, text) = disk.boot("grow,state", None);
+            assert!(success, "killed at {call} {count}, then: {text}");
+            disk.check("PND#data");
+            assert_eq!(disk.good_boot("grow,state"), ["grow: nothing to do", "state: nothing to do"]);
+        }
+    }
+    println!("{kills} cuts converged");
+    assert!(kills > 40, "only {kills} runs were cut");
+}
+
+#[test]
+#[ignore = "needs root and loop devices"]
+fn too_small_a_disk_is_told_and_left_alone() {
+    let disk = Disk::new(1024 * MIB);
+    let before = fs::read(disk.file()).unwrap();
+    let (success, text) = disk.boot("grow", None);
+    assert!(!success);
+    assert!(text.contains("has 1073741824 bytes") && text.contains("nothing was written"), "{text}");
+    assert!(before == fs::read(disk.file()).unwrap(), "the disk was changed");
+}
+
+#[test]
+#[ignore = "needs root and loop devices"]
+fn somebody_elses_file_system_is_refused() {
+    let disk = Disk::new(1700 * MIB);
+    disk.good_boot("grow");
+    let state = format!("{}p6", disk.device.display());
+    ok(command("/usr/sbin/mkfs.ext4").args(["-q", "-F", &state]).output().unwrap());
+    let before = disk.bytes_of(6);
+    let (success, text) = disk.boot("state", None);
+    assert!(!success);
+    assert!(text.contains("should be blank but holds an ext2, ext3 or ext4 file system"), "{text}");
+    assert!(before == disk.bytes_of(6), "the partition was changed");
+}
+
+#[test]
+#[ignore = "needs root and loop devices"]
+fn a_finished_state_is_never_made_anew() {
+    let disk = Disk::new(1700 * MIB);
+    disk.good_boot("grow,state");
+    let state = File::options().write(true).open(format!("{}p6", disk.device.display())).unwrap();
+    block::zero_out(&state, 0, 512 * MIB).unwrap();
+    state.sync_all().unwrap();
+    let (success, text) = disk.boot("state", None);
+    assert!(!success);
+    assert!(text.contains("was set up as state before but holds nothing"), "{text}");
+    assert!(disk.bytes_of(6).iter().all(|&byte| byte == 0));
+}
+
+#[test]
+#[ignore = "needs root and loop devices"]
+fn a_torn_table_is_repaired_from_its_backup() {
+    let mut disk = Disk::new(1700 * MIB);
+    disk.good_boot("grow,state");
+    let before = disk.table_bytes();
+    let file = File::options().write(true).open(disk.file()).unwrap();
+    file.write_all_at(&[0x5a; 700], 1024 + 100).unwrap();
+    disk.reboot();
+    let report = disk.good_boot("grow,state");
+    assert!(report[0].contains("partition table of"), "{report:?}");
+    assert!(before == disk.table_bytes());
+}
+
+#[test]
+#[ignore = "needs root and loop devices"]
+fn a_machine_without_its_root_on_a_disk_is_live() {
+    let disk = Disk::new(64 * MIB);
+    let other = "f".repeat(64);
+    let out = command("/usr/bin/unshare")
+        .args(["--mount"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "one_boot", "--ignored", "--nocapture", "--test-threads", "1"])
+        .env("DYAD_TEST_PHASES", "grow,state,data,esp,teardown")
+        .env("DYAD_TEST_CMDLINE", format!("dyad.root={other}"))
+        .env("DYAD_TEST_DIRECTORY", disk.directory.path())
+        .output()
+        .unwrap();
+    let text = ok(out);
+    assert!(
+        text.contains("REPORT grow: live, no disk") && text.contains("REPORT data: live, no disk"),
+        "{text}"
+    );
+    assert!(Path::new(&disk.directory.path().join("root/run/dyad/etc/machine-id")).exists());
+}
