@@ -14,8 +14,10 @@ pub struct ImageTable {
     pub version: String,
     /// Services in an order in which every dependency stands before its dependents.
     pub services: Vec<Service>,
-    /// Directories and links made on the volatile file systems before any service starts, parents first.
+    /// Directories made on the volatile file systems before any service starts, parents first.
     pub directories: Vec<Directory>,
+    /// Links made on the volatile file systems after the directories.
+    pub links: Vec<Link>,
     /// (`net.ipv4.ip_forward`, `0`) pairs.
     pub sysctls: Vec<(String, String)>,
     /// Kernel modules loaded by name at boot, in this order; parameters may follow the name (`bonding max_bonds=0`).
@@ -33,6 +35,15 @@ pub struct Directory {
     pub uid: u32,
     /// Group.
     pub gid: u32,
+}
+
+/// A symbolic link on a volatile file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// Absolute path below `/run`, `/var` or `/tmp`; its parent is among the directories or a mount point.
+    pub path: String,
+    /// What it points to, verbatim.
+    pub target: String,
 }
 
 /// How PID 1 knows that a service is up.
