@@ -4,6 +4,7 @@ mod error;
 mod search;
 mod table;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -21,6 +22,8 @@ pub struct Request {
     pub packages: Vec<Wanted>,
     /// Whether every package marked essential belongs to the set too.
     pub essential: bool,
+    /// Packages left out: dependencies that they would meet count as met, and what only they need stays out too.
+    pub omit: BTreeSet<String>,
 }
 
 /// A package asked for: `NAME` or `NAME=VERSION`.

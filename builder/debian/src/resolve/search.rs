@@ -12,7 +12,7 @@ const RETRIES_MAX: usize = 20_000;
 /// Similar names shown for an unknown package.
 const SIMILAR_MAX: usize = 5;
 
-pub(super) fn run(universe: &Universe, request: &Request) -> Result<Resolution, ResolveError> {
+pub(super) fn run<'u>(universe: &'u Universe, request: &'u Request) -> Result<Resolution, ResolveError> {
     let mut roots: Vec<(PackageId, Cause)> = Vec::new();
     let mut pins = HashMap::new();
     for wanted in &request.packages {
@@ -25,7 +25,7 @@ pub(super) fn run(universe: &Universe, request: &Request) -> Result<Resolution, 
     if request.essential {
         roots.extend(universe.essential().map(|package| (package.id, Cause::Essential)));
     }
-    let mut table = Table::new(universe, pins);
+    let mut table = Table::new(universe, pins, &request.omit);
     table.fill(&roots.iter().map(|(id, _)| *id).collect::<Vec<_>>())?;
     Search { table, retries: 0 }.solve(&roots)
 }

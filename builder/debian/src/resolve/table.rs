@@ -1,6 +1,6 @@
 //! Parsed relations of the packages that a search can reach, and which of them cannot be had at all.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
 use super::{DependencyKind, ResolveError};
@@ -32,14 +32,15 @@ pub(super) struct Node<'u> {
 pub(super) struct Table<'u> {
     universe: &'u Universe,
     pins: HashMap<String, PackageId>,
+    omit: &'u BTreeSet<String>,
     nodes: HashMap<PackageId, Rc<Node<'u>>>,
     /// Packages with a need that nothing satisfies, and the number of that need.
     broken: HashMap<PackageId, usize>,
 }
 
 impl<'u> Table<'u> {
-    pub(super) fn new(universe: &'u Universe, pins: HashMap<String, PackageId>) -> Self {
-        Self { universe, pins, nodes: HashMap::new(), broken: HashMap::new() }
+    pub(super) fn new(universe: &'u Universe, pins: HashMap<String, PackageId>, omit: &'u BTreeSet<String>) -> Self {
+        Self { universe, pins, omit, nodes: HashMap::new(), broken: HashMap::new() }
     }
 
     /// Reads everything that can be reached from `roots` and finds out what cannot be had.
@@ -99,7 +100,7 @@ impl<'u> Table<'u> {
             for clause in relations(field, text)? {
                 let options = self.options(&clause);
                 // A package that satisfies its own need (by what it provides) needs nobody for it.
-                if !options.contains(&id) {
+                if !options.contains(&id) && !self.is_omitted(&clause, &options) {
                     needs.push(Need { kind, clause, options });
                 }
             }
@@ -113,6 +114,13 @@ impl<'u> Table<'u> {
         // The Provides fields were read once already, when the index was added.
         let provides = parse_provides(package.provides).unwrap_or_default();
         Ok(Node { package, needs, exclusions, provides })
+    }
+
+    /// Whether a clause counts as met because what would meet it is left out on purpose.
+    fn is_omitted(&self, clause: &Clause<'_>, options: &[PackageId]) -> bool {
+        let mut named = clause.alternatives.iter().map(|alternative| alternative.name);
+        let mut found = options.iter().map(|&id| self.universe.package(id).name);
+        named.any(|name| self.omit.contains(name)) || found.any(|name| self.omit.contains(name))
     }
 
     /// The version of a package that may be chosen.
