@@ -2,3 +2,9 @@
 #![allow(unsafe_code, reason = "this crate is where the system calls without a safe wrapper live")]
 
 pub mod block;
+pub mod dm;
+pub mod fault;
+pub mod loopdev;
+pub mod signals;
+pub mod spawn;
+pub mod watchdog;
