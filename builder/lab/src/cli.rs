@@ -1,0 +1,197 @@
+//! The `dyad lab` command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use crate::machine::Accel;
+
+/// Name of the hidden command that is the daemon.
+pub(crate) const DAEMON: &str = "daemon";
+/// Name of the hidden command that binds a child to its parent's life.
+pub(crate) const LAUNCH: &str = "launch";
+
+/// `dyad lab`: a cluster on this machine. Without a command: `up`.
+#[derive(Debug, Args)]
+pub struct LabArgs {
+    /// Where disks, logs and the control socket are [default: $XDG_STATE_HOME/dyad/lab]
+    #[arg(long, value_name = "DIR", global = true)]
+    pub state: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Option<LabCommand>,
+}
+
+/// How nodes are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Backend {
+    /// Virtual machines in QEMU, booted through UEFI firmware from the built disk image
+    Vm,
+}
+
+/// Options of `lab up`.
+#[derive(Debug, Clone, Args)]
+pub struct UpArgs {
+    /// Image definition to build and boot
+    #[arg(value_name = "DEF")]
+    pub definition: Option<PathBuf>,
+    /// Boot this raw disk image instead of building one
+    #[arg(long, value_name = "FILE", conflicts_with = "definition")]
+    pub image: Option<PathBuf>,
+    /// How nodes are made
+    #[arg(long, value_enum, default_value = "vm")]
+    pub backend: Backend,
+    /// How many nodes
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=8))]
+    pub nodes: u8,
+    /// Start no witness (nodes that are not paired have none)
+    #[arg(long)]
+    pub no_witness: bool,
+    /// How processors run [default: kvm where a probe guest really starts, else tcg]
+    #[arg(long, value_enum)]
+    pub accel: Option<Accel>,
+    /// Memory of a node in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(256..))]
+    pub memory: u32,
+    /// Processors of a node
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub cpus: u8,
+    /// Size of a node's disk in GiB; the file is sparse
+    #[arg(long, value_name = "GIB", default_value_t = 8, value_parser = clap::value_parser!(u32).range(2..=4096))]
+    pub disk: u32,
+    /// Return when the machines run, without waiting for SQL
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Print the status as JSON at the end
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Default for UpArgs {
+    fn default() -> Self {
+        UpArgs {
+            definition: None,
+            image: None,
+            backend: Backend::Vm,
+            nodes: 2,
+            no_witness: false,
+            accel: None,
+            memory: 1024,
+            cpus: 2,
+            disk: 8,
+            no_wait: false,
+            json: false,
+        }
+    }
+}
+
+/// The lab's commands. Exit codes: 0 done; 1 refused or failed, the reason on standard error; 2 usage.
+#[derive(Debug, Subcommand)]
+pub enum LabCommand {
+    /// Build the image, boot the nodes and wait until they answer SQL
+    Up(UpArgs),
+    /// Show how the lab is
+    Status {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run a command inside the lab's network
+    Exec {
+        /// Command and arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        command: Vec<OsString>,
+    },
+    /// Run psql against a node
+    Psql {
+        /// Which node [default: the first that serves]
+        #[arg(long)]
+        node: Option<String>,
+        /// Arguments of psql
+        #[arg(last = true)]
+        args: Vec<OsString>,
+    },
+    /// Open a node's serial console; Ctrl-] leaves
+    Console {
+        /// Node name
+        node: String,
+    },
+    /// Print what a node's serial console has said
+    Logs {
+        /// Node name
+        node: String,
+    },
+    /// Pull a node's plug
+    Kill {
+        /// Node name
+        node: String,
+    },
+    /// Power a node on
+    Start {
+        /// Node name
+        node: String,
+    },
+    /// Stall a node while time passes
+    Pause {
+        /// Node name
+        node: String,
+        /// Stop the guest's clock as well
+        #[arg(long)]
+        stop_clock: bool,
+    },
+    /// Let a paused node run on
+    Resume {
+        /// Node name
+        node: String,
+    },
+    /// Shut a node down in order
+    Stop {
+        /// Node name
+        node: String,
+    },
+    /// Cut every path between two nodes
+    Cut {
+        /// Node name
+        a: String,
+        /// Node name
+        b: String,
+        /// Drop only what goes from A to B
+        #[arg(long)]
+        one_way: bool,
+    },
+    /// Undo the cuts between two nodes, or all
+    Heal {
+        /// Node name
+        #[arg(requires = "b")]
+        a: Option<String>,
+        /// Node name
+        b: Option<String>,
+    },
+    /// Ask a node's supervisor: status, services, credentials, logs
+    Ctl {
+        /// Node name
+        node: String,
+        /// What to ask
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
+    /// End the lab and remove its disks
+    Down {
+        /// Shut the nodes down in order and keep their disks for the next `up`
+        #[arg(long)]
+        keep: bool,
+    },
+    /// The daemon
+    #[command(name = DAEMON, hide = true)]
+    Daemon,
+    /// Bind to the parent's life, then become a program
+    #[command(name = LAUNCH, hide = true)]
+    Launch {
+        /// Process id of the parent
+        parent: i32,
+        /// Program and arguments
+        #[arg(last = true, required = true)]
+        argv: Vec<OsString>,
+    },
+}

@@ -1,0 +1,121 @@
+//! `lab ctl`: asks a node's supervisor through the machine's operator port, in dyadctl's words.
+
+use clap::Parser;
+use dyad_api::operator::{Call, Exec, Logs, ServiceName};
+use serde_json::Value;
+
+use crate::commands::pretty;
+use crate::control::{Request, ask};
+use crate::error::{Result, refuse};
+use crate::state::StateDir;
+
+/// What can be asked.
+#[derive(Debug, Parser)]
+#[command(name = "dyad lab ctl NODE --", no_binary_name = true, disable_version_flag = true)]
+enum Ask {
+    /// How the node is
+    Status {
+        /// As JSON (the only form here)
+        #[arg(long)]
+        json: bool,
+    },
+    /// All services
+    Services,
+    /// How to reach PostgreSQL, with passwords
+    Credentials,
+    /// Start a service
+    Start { name: String },
+    /// Stop a service
+    Stop { name: String },
+    /// Restart a service
+    Restart { name: String },
+    /// The end of the journal
+    Logs {
+        /// Of this service only
+        service: Option<String>,
+        /// How many lines
+        #[arg(long, short = 'n', default_value_t = 100)]
+        lines: u32,
+    },
+    /// Shut down and power off
+    Poweroff,
+    /// Shut down and restart
+    Reboot,
+    /// Run a program as root (images with a test agent only)
+    Exec {
+        /// Milliseconds until it is killed
+        #[arg(long, default_value_t = 60_000)]
+        deadline_ms: u32,
+        /// Absolute path and arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        argv: Vec<String>,
+    },
+}
+
+/// Asks and prints the answer. A program run by `exec` that fails makes the command fail.
+pub(crate) fn run(state: &StateDir, node: &str, args: &[String]) -> Result<()> {
+    let call = match parse(args) {
+        Ok(call) => call,
+        Err(e) => e.exit(),
+    };
+    let exec = matches!(call, Call::Exec(_));
+    let logs = matches!(call, Call::Logs(_));
+    let answer = ask(state, &Request::Operator { node: node.into(), call })?.value;
+    if exec {
+        return show_exec(&answer);
+    }
+    match answer.as_array() {
+        Some(lines) if logs => lines.iter().for_each(|l| println!("{}", log_line(l))),
+        _ => println!("{}", pretty(&answer)),
+    }
+    Ok(())
+}
+
+fn parse(args: &[String]) -> std::result::Result<Call, clap::Error> {
+    Ok(match Ask::try_parse_from(args)? {
+        Ask::Status { json: _ } => Call::Status,
+        Ask::Services => Call::Services,
+        Ask::Credentials => Call::Credentials,
+        Ask::Start { name } => Call::Start(ServiceName { name }),
+        Ask::Stop { name } => Call::Stop(ServiceName { name }),
+        Ask::Restart { name } => Call::Restart(ServiceName { name }),
+        Ask::Logs { service, lines } => Call::Logs(Logs { lines, service }),
+        Ask::Poweroff => Call::PowerOff,
+        Ask::Reboot => Call::Reboot,
+        Ask::Exec { deadline_ms, argv } => Call::Exec(Exec { argv, deadline_ms }),
+    })
+}
+
+fn log_line(line: &Value) -> String {
+    let text = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
+    format!("<{}> {}: {}", line["priority"], text("source"), text("message"))
+}
+
+fn show_exec(answer: &Value) -> Result<()> {
+    print!("{}", answer["stdout"].as_str().unwrap_or_default());
+    eprint!("{}", answer["stderr"].as_str().unwrap_or_default());
+    match answer["status"].as_i64() {
+        Some(0) => Ok(()),
+        _ => refuse(format!("the program ended: {}", answer["end"].as_str().unwrap_or("unknown"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_become_calls() {
+        let call = |words: &str| parse(&words.split(' ').map(String::from).collect::<Vec<_>>());
+        assert_eq!(call("status --json").unwrap(), Call::Status);
+        assert_eq!(
+            call("logs postgresql -n 5").unwrap(),
+            Call::Logs(Logs { lines: 5, service: Some("postgresql".into()) })
+        );
+        assert_eq!(
+            call("exec -- /bin/ls -l").unwrap(),
+            Call::Exec(Exec { argv: vec!["/bin/ls".into(), "-l".into()], deadline_ms: 60_000 })
+        );
+        assert!(call("dance").unwrap_err().to_string().contains("dance"));
+    }
+}
