@@ -17,7 +17,9 @@ pub trait Accounts {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CompileError {
     /// No such user.
-    #[error("{origin}: {what} names user `{user}`, which neither the base system nor an overlay defines; add `[users.{user}]` with a uid")]
+    #[error(
+        "{origin}: {what} names user `{user}`, which neither the base system nor an overlay defines; add `[users.{user}]` with a uid"
+    )]
     NoUser {
         /// Who asked.
         origin: String,
@@ -27,7 +29,9 @@ pub enum CompileError {
         user: String,
     },
     /// No such group.
-    #[error("{origin}: {what} names group `{group}`, which neither the base system nor an overlay defines; add `[groups.{group}]` with a gid")]
+    #[error(
+        "{origin}: {what} names group `{group}`, which neither the base system nor an overlay defines; add `[groups.{group}]` with a gid"
+    )]
     NoGroup {
         /// Who asked.
         origin: String,
@@ -88,11 +92,8 @@ fn service(service: &Service, accounts: &dyn Accounts) -> Result<compiled::Servi
     let what = format!("service {}", service.name());
     let place = (service.origin.as_str(), what.as_str());
     let (uid, gid) = numbers(accounts, place, &service.user, service.group.as_deref())?;
-    let groups = service
-        .groups
-        .iter()
-        .map(|name| group_number(accounts, place, name))
-        .collect::<Result<_, _>>()?;
+    let groups =
+        service.groups.iter().map(|name| group_number(accounts, place, name)).collect::<Result<_, _>>()?;
     Ok(compiled::Service { uid, gid, groups, ..service.table.clone() })
 }
 

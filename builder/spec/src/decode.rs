@@ -87,13 +87,9 @@ impl<T: fmt::Display> fmt::Display for At<T> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entries<K, V>(pub(crate) Vec<(At<K>, V)>);
 
-impl<K: PartialEq, V> Entries<K, V> {
+impl<K, V> Entries<K, V> {
     pub(crate) fn iter(&self) -> impl Iterator<Item = &(At<K>, V)> {
         self.0.iter()
-    }
-
-    pub(crate) fn get(&self, key: &K) -> Option<&V> {
-        self.0.iter().find(|(k, _)| k.value == *key).map(|(_, v)| v)
     }
 }
 
@@ -174,12 +170,7 @@ impl Decoder {
     }
 
     /// One key of a table; a missing one gets `absent`, or is reported as required.
-    pub(crate) fn field<T: Decode>(
-        &mut self,
-        table: &Value<'_>,
-        name: &str,
-        absent: Option<T>,
-    ) -> Option<T> {
+    pub(crate) fn field<T: Decode>(&mut self, table: &Value<'_>, name: &str, absent: Option<T>) -> Option<T> {
         let DeValue::Table(entries) = table.get_ref() else { return None };
         let found = entries.iter().find(|(key, _)| key.get_ref() == name);
         self.path.push(name.to_owned());
@@ -488,15 +479,15 @@ pub(crate) use table;
 macro_rules! words {
     (
         $(#[doc = $doc:literal])*
-        pub enum $name:ident { $( $(#[doc = $vdoc:literal])* $variant:ident = $word:literal ),* $(,)? }
+        $vis:vis enum $name:ident { $( $(#[doc = $vdoc:literal])* $variant:ident = $word:literal ),* $(,)? }
     ) => {
         $(#[doc = $doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum $name { $( $(#[doc = $vdoc])* $variant, )* }
+        $vis enum $name { $( $(#[doc = $vdoc])* $variant, )* }
 
         impl $name {
             /// The word as it is written in files.
-            pub const fn word(self) -> &'static str {
+            $vis const fn word(self) -> &'static str {
                 match self { $( $name::$variant => $word, )* }
             }
         }

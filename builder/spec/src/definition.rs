@@ -3,8 +3,8 @@
 use crate::decode::{At, Int, table};
 use crate::glob::PathGlob;
 use crate::scalar::{
-    AbsPath, Architecture, ByteSize, Console, KernelWord, Line, ModuleLoad, ModuleSelector, Name, OutputFormat,
-    PackageName, Suite, Url, Version,
+    AbsPath, Architecture, ByteSize, Console, KernelWord, Line, ModuleLoad, ModuleSelector, Name,
+    OutputFormat, PackageName, Suite, Url, Version,
 };
 
 table! {

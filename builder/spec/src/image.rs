@@ -4,9 +4,7 @@
 
 use crate::compiled;
 use crate::glob::PathGlob;
-use crate::scalar::{
-    Architecture, ByteSize, ModuleSelector, OutputFormat, Suite,
-};
+use crate::scalar::{Architecture, ByteSize, ModuleSelector, OutputFormat, Suite};
 
 /// Everything an image is made of. Made by [`crate::merge::merge`] alone, so every value here is consistent.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,9 +8,7 @@ use crate::compiled;
 use crate::decode::{At, document};
 use crate::definition::{RawDefinition, RawModules, RawOmit, RawPathRule};
 use crate::diagnostic::{Diagnostic, Diagnostics, Source, nearest};
-use crate::image::{
-    Asked, Directory, FileRule, Group, Layout, Link, Merged, OmitRule, PackageSource, PathRule, Service, User,
-};
+use crate::image::{Asked, Directory, FileRule, Layout, Link, Merged, OmitRule, PackageSource, PathRule};
 use crate::overlay::{RawOverlay, RawService};
 use crate::scalar::{ByteSize, ModuleSelector, Name, OutputFormat};
 
@@ -135,7 +133,8 @@ impl Walk<'_> {
         let text = name.as_str();
         if let Some(at) = above.iter().position(|n| n == text) {
             let title = format!("overlays require each other: {} -> {text}", above[at..].join(" -> "));
-            self.found.push(Diagnostic::new(asked_in, name.span.clone(), title).label("this closes the circle"));
+            self.found
+                .push(Diagnostic::new(asked_in, name.span.clone(), title).label("this closes the circle"));
             return;
         }
         if self.done.contains(text) {
@@ -191,7 +190,10 @@ fn check_definition(source: &Arc<Source>, raw: &RawDefinition, found: &mut Found
         found.at(
             source,
             &layout.verity.span,
-            format!("`layout.verity`: {} is too small for a root slot of {}", layout.verity.value, layout.root.value),
+            format!(
+                "`layout.verity`: {} is too small for a root slot of {}",
+                layout.verity.value, layout.root.value
+            ),
             format!("expected at least {need}MiB, a hundredth of the root slot"),
         );
     }
@@ -204,7 +206,12 @@ fn check_definition(source: &Arc<Source>, raw: &RawDefinition, found: &mut Found
     let least = if sector == 4096 { ByteSize::mib(264) } else { ByteSize::mib(36) };
     if layout.esp.value < least {
         let title = format!("`layout.esp`: {} is too small for FAT32", layout.esp.value);
-        found.at(source, &layout.esp.span, title, format!("expected at least {least} with {sector}-byte sectors"));
+        found.at(
+            source,
+            &layout.esp.span,
+            title,
+            format!("expected at least {least} with {sector}-byte sectors"),
+        );
     }
 }
 
@@ -273,7 +280,8 @@ fn omit(
     for (rule, origin, source) in theirs.chain(own) {
         let RawOmit { package, reason } = rule;
         if let Some(wanted) = asked.iter().find(|a| a.what == package.as_str()) {
-            let title = format!("package `{package}` is left out here, but {} asks for it", wanted.by.join(", "));
+            let title =
+                format!("package `{package}` is left out here, but {} asks for it", wanted.by.join(", "));
             found.at(source, &package.span, title, "drop this rule or the request");
         }
         let made = OmitRule { package: package.to_string(), reason: reason.to_string(), origin };
@@ -309,7 +317,9 @@ fn directories(laid: &[Laid], found: &mut Found) -> Vec<Directory> {
                 origin: overlay.origin(),
             };
             match all.get(&path) {
-                Some(other) if (other.mode, &other.user, &other.group) != (made.mode, &made.user, &made.group) => {
+                Some(other)
+                    if (other.mode, &other.user, &other.group) != (made.mode, &made.user, &made.group) =>
+                {
                     let title = format!("directory {path} has another mode or owner in {}", other.origin);
                     found.at(&overlay.source, &raw.path.span, title, "the two must agree");
                 }
@@ -327,11 +337,9 @@ fn links(laid: &[Laid], found: &mut Found) -> (Vec<Link>, Vec<Link>) {
     for overlay in laid {
         for raw in &overlay.raw.links {
             let path = raw.path.value.to_string();
-            let made =
-                Link { path: path.clone(), target: raw.target.to_string(), origin: overlay.origin() };
-            let directory = laid
-                .iter()
-                .find(|o| o.raw.directories.iter().any(|d| d.path.value == raw.path.value));
+            let made = Link { path: path.clone(), target: raw.target.to_string(), origin: overlay.origin() };
+            let directory =
+                laid.iter().find(|o| o.raw.directories.iter().any(|d| d.path.value == raw.path.value));
             if let Some(other) = directory {
                 let title = format!("{path} is a link here and a directory in {}", other.origin());
                 found.at(&overlay.source, &raw.path.span, title, "it can only be one of them");

@@ -187,7 +187,7 @@ table! {
 
 words! {
     /// How PID 1 knows that a service is up.
-    pub enum ReadinessWord {
+    pub(crate) enum ReadinessWord {
         /// Running means ready.
         Started = "started",
         /// READY=1 on the notify socket.
@@ -199,7 +199,7 @@ words! {
 
 words! {
     /// When a service is started again.
-    pub enum RestartWord {
+    pub(crate) enum RestartWord {
         /// Never.
         Never = "never",
         /// After a failure.
@@ -211,7 +211,7 @@ words! {
 
 words! {
     /// Type of a unix socket.
-    pub enum SocketWord {
+    pub(crate) enum SocketWord {
         /// SOCK_STREAM
         Stream = "stream",
         /// SOCK_DGRAM
@@ -288,13 +288,46 @@ pub(crate) struct Capability(pub(crate) u8);
 
 /// Capabilities by number (linux/capability.h).
 const CAPABILITIES: [&str; 41] = [
-    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL",
-    "CAP_SETGID", "CAP_SETUID", "CAP_SETPCAP", "CAP_LINUX_IMMUTABLE", "CAP_NET_BIND_SERVICE",
-    "CAP_NET_BROADCAST", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_IPC_LOCK", "CAP_IPC_OWNER", "CAP_SYS_MODULE",
-    "CAP_SYS_RAWIO", "CAP_SYS_CHROOT", "CAP_SYS_PTRACE", "CAP_SYS_PACCT", "CAP_SYS_ADMIN", "CAP_SYS_BOOT",
-    "CAP_SYS_NICE", "CAP_SYS_RESOURCE", "CAP_SYS_TIME", "CAP_SYS_TTY_CONFIG", "CAP_MKNOD", "CAP_LEASE",
-    "CAP_AUDIT_WRITE", "CAP_AUDIT_CONTROL", "CAP_SETFCAP", "CAP_MAC_OVERRIDE", "CAP_MAC_ADMIN", "CAP_SYSLOG",
-    "CAP_WAKE_ALARM", "CAP_BLOCK_SUSPEND", "CAP_AUDIT_READ", "CAP_PERFMON", "CAP_BPF",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETPCAP",
+    "CAP_LINUX_IMMUTABLE",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_BROADCAST",
+    "CAP_NET_ADMIN",
+    "CAP_NET_RAW",
+    "CAP_IPC_LOCK",
+    "CAP_IPC_OWNER",
+    "CAP_SYS_MODULE",
+    "CAP_SYS_RAWIO",
+    "CAP_SYS_CHROOT",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_PACCT",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_BOOT",
+    "CAP_SYS_NICE",
+    "CAP_SYS_RESOURCE",
+    "CAP_SYS_TIME",
+    "CAP_SYS_TTY_CONFIG",
+    "CAP_MKNOD",
+    "CAP_LEASE",
+    "CAP_AUDIT_WRITE",
+    "CAP_AUDIT_CONTROL",
+    "CAP_SETFCAP",
+    "CAP_MAC_OVERRIDE",
+    "CAP_MAC_ADMIN",
+    "CAP_SYSLOG",
+    "CAP_WAKE_ALARM",
+    "CAP_BLOCK_SUSPEND",
+    "CAP_AUDIT_READ",
+    "CAP_PERFMON",
+    "CAP_BPF",
     "CAP_CHECKPOINT_RESTORE",
 ];
 
@@ -316,7 +349,9 @@ impl Decode for SettingText {
         use toml::de::DeValue;
         match value.get_ref() {
             DeValue::Boolean(yes) => Some(SettingText(if *yes { "on" } else { "off" }.into())),
-            DeValue::Integer(_) if integer(value).is_some() => integer(value).map(|n| SettingText(n.to_string())),
+            DeValue::Integer(_) if integer(value).is_some() => {
+                integer(value).map(|n| SettingText(n.to_string()))
+            }
             DeValue::Float(number) => Some(SettingText(number.as_str().replace('_', ""))),
             _ => Line::decode(value, d).map(|line| SettingText(line.as_str().to_owned())),
         }

@@ -8,14 +8,14 @@ use crate::decode::{Scalar, words};
 
 /// Declares a string with rules: read-only access, one way in.
 macro_rules! text {
-    ($(#[doc = $doc:literal])* $name:ident, $accepted:literal, $check:expr) => {
+    ($(#[doc = $doc:literal])* $vis:vis $name:ident, $accepted:literal, $check:expr) => {
         $(#[doc = $doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(String);
+        $vis struct $name(String);
 
         impl $name {
             /// The text.
-            pub fn as_str(&self) -> &str {
+            $vis fn as_str(&self) -> &str {
                 &self.0
             }
         }
@@ -56,12 +56,12 @@ fn printable(text: &str) -> bool {
 
 text!(
     /// Name of an image, overlay, service, node, volume or VM.
-    Name, "a name of at most 32 characters a-z, 0-9 and `-`, starting with a letter",
+    pub(crate) Name, "a name of at most 32 characters a-z, 0-9 and `-`, starting with a letter",
     |t| only(lower_name(t, "-", 32))
 );
 text!(
     /// Version of an image.
-    Version, "a version of at most 32 characters 0-9, a-z, `.`, `-` and `~`, starting with a digit; never `+`",
+    pub(crate) Version, "a version of at most 32 characters 0-9, a-z, `.`, `-` and `~`, starting with a digit; never `+`",
     |t| {
         if t.contains('+') {
             return Err("`+` counts boot attempts in file names and never stands in a version".into());
@@ -72,7 +72,7 @@ text!(
 );
 text!(
     /// Name of a Debian package.
-    PackageName, "a Debian package name: a-z, 0-9, `+`, `-`, `.`, at least two characters",
+    pub(crate) PackageName, "a Debian package name: a-z, 0-9, `+`, `-`, `.`, at least two characters",
     |t| {
         let start = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
         let rest = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "+-.".contains(c);
@@ -81,7 +81,7 @@ text!(
 );
 text!(
     /// Name of a user or group in the image.
-    AccountName, "a user or group name of at most 31 characters a-z, 0-9, `-` and `_`, starting with a letter or `_`",
+    pub(crate) AccountName, "a user or group name of at most 31 characters a-z, 0-9, `-` and `_`, starting with a letter or `_`",
     |t| {
         let rest = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c);
         only(made_of(t, |c| c.is_ascii_lowercase() || c == '_', rest, 31))
@@ -89,12 +89,12 @@ text!(
 );
 text!(
     /// Kernel module, with underscores.
-    ModuleName, "a kernel module name: letters, digits and `_` (write `_` for `-`)",
+    pub ModuleName, "a kernel module name: letters, digits and `_` (write `_` for `-`)",
     |t| only(made_of(t, |c| c.is_ascii_alphanumeric(), |c| c.is_ascii_alphanumeric() || c == '_', 64))
 );
 text!(
     /// Module loaded by name, with parameters.
-    ModuleLoad, "a kernel module name with `_` for `-`, then parameters, such as \"bonding max_bonds=0\"",
+    pub(crate) ModuleLoad, "a kernel module name with `_` for `-`, then parameters, such as \"bonding max_bonds=0\"",
     |t| {
         let mut words = t.split(' ');
         ModuleName::parse(words.next().unwrap_or(""))?;
@@ -107,7 +107,7 @@ text!(
 );
 text!(
     /// Kernel parameter below /proc/sys, with dots.
-    SysctlName, "a kernel parameter such as \"net.ipv4.ip_forward\"",
+    pub(crate) SysctlName, "a kernel parameter such as \"net.ipv4.ip_forward\"",
     |t| {
         let part = |p: &str| {
             made_of(p, |c| c.is_ascii_alphanumeric(), |c| c.is_ascii_alphanumeric() || "-_".contains(c), 64)
@@ -117,7 +117,7 @@ text!(
 );
 text!(
     /// Name of an environment variable.
-    EnvName, "an environment variable name: A-Z, 0-9 and `_`",
+    pub(crate) EnvName, "an environment variable name: A-Z, 0-9 and `_`",
     |t| {
         let rest = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
         only(made_of(t, |c| c.is_ascii_uppercase() || c == '_', rest, 64))
@@ -125,12 +125,12 @@ text!(
 );
 text!(
     /// One line of text.
-    Line, "one line of text, not empty, at most 4096 bytes, without control characters",
+    pub(crate) Line, "one line of text, not empty, at most 4096 bytes, without control characters",
     |t| only(!t.is_empty() && t.len() <= 4096 && printable(t))
 );
 text!(
     /// One word of the kernel's command line.
-    KernelWord, "one word of the kernel command line without spaces or quotes; not `dyad.*`, `console=`, `root=` or `init=`, which the image sets itself",
+    pub(crate) KernelWord, "one word of the kernel command line without spaces or quotes; not `dyad.*`, `console=`, `root=` or `init=`, which the image sets itself",
     |t| {
         if ["dyad.", "console=", "root=", "init=", "rdinit="].iter().any(|own| t.starts_with(own)) {
             return Err("the image sets this itself".into());
@@ -140,7 +140,7 @@ text!(
 );
 text!(
     /// A console device with optional line settings.
-    Console, "a console such as \"tty0\" or \"ttyS0,115200n8\"",
+    pub(crate) Console, "a console such as \"tty0\" or \"ttyS0,115200n8\"",
     |t| {
         let rest = |c: char| c.is_ascii_alphanumeric() || c == ',';
         only(made_of(t, |c| c.is_ascii_alphabetic(), rest, 32))
@@ -148,7 +148,7 @@ text!(
 );
 text!(
     /// Absolute, normalised path.
-    AbsPath, "an absolute path without `.`, `..`, `//` or a trailing `/`",
+    pub(crate) AbsPath, "an absolute path without `.`, `..`, `//` or a trailing `/`",
     |t| {
         let parts = t.strip_prefix('/').unwrap_or("");
         let ok = parts.split('/').all(|p| !p.is_empty() && p != "." && p != "..");
@@ -157,12 +157,12 @@ text!(
 );
 text!(
     /// What a symbolic link points to.
-    LinkTarget, "a link target: a path, absolute or relative, without control characters",
+    pub(crate) LinkTarget, "a link target: a path, absolute or relative, without control characters",
     |t| only(!t.is_empty() && t.len() <= 1024 && printable(t))
 );
 text!(
     /// Where packages come from.
-    Url, "a URL starting with http://, https:// or file:/",
+    pub(crate) Url, "a URL starting with http://, https:// or file:/",
     |t| {
         let ok = ["http://", "https://", "file:/"].iter().any(|p| t.len() > p.len() && t.starts_with(p));
         only(ok && t.len() <= 1024 && t.chars().all(|c| c.is_ascii_graphic()))
@@ -170,12 +170,12 @@ text!(
 );
 text!(
     /// Network interface: a link's role, a bond or a bridge.
-    IfName, "an interface name of at most 15 characters a-z, 0-9 and `-`, starting with a letter",
+    pub(crate) IfName, "an interface name of at most 15 characters a-z, 0-9 and `-`, starting with a letter",
     |t| only(lower_name(t, "-", 15))
 );
 text!(
     /// Fixed role of a physical link: its interface name on every node.
-    Role, "a link role: \"lan0\" to \"lan9\" or \"repl0\" to \"repl9\"",
+    pub(crate) Role, "a link role: \"lan0\" to \"lan9\" or \"repl0\" to \"repl9\"",
     |t| {
         let digit = t.strip_prefix("lan").or_else(|| t.strip_prefix("repl")).unwrap_or("");
         only(digit.len() == 1 && digit.starts_with(|c: char| c.is_ascii_digit()))
@@ -183,7 +183,7 @@ text!(
 );
 text!(
     /// Where a device sits on the PCI bus, stable across boots.
-    PciPath, "a PCI address such as \"0000:00:04.0\" (domain:bus:device.function, lower-case hex)",
+    pub(crate) PciPath, "a PCI address such as \"0000:00:04.0\" (domain:bus:device.function, lower-case hex)",
     |t| {
         let hex = |p: &str, n: usize| {
             p.len() == n && p.chars().all(|c| c.is_ascii_digit() || ('a'..='f').contains(&c))
@@ -195,7 +195,7 @@ text!(
 );
 text!(
     /// PostgreSQL role or database, an identifier that needs no quoting.
-    SqlName, "an SQL name of at most 63 characters a-z, 0-9 and `_`, starting with a letter; not `pg_*`",
+    pub(crate) SqlName, "an SQL name of at most 63 characters a-z, 0-9 and `_`, starting with a letter; not `pg_*`",
     |t| {
         if t.starts_with("pg_") {
             return Err("names starting with pg_ belong to PostgreSQL".into());
@@ -205,13 +205,13 @@ text!(
 );
 text!(
     /// PostgreSQL setting.
-    GucName, "a PostgreSQL setting such as \"work_mem\" or \"auto_explain.log_min_duration\"",
+    pub(crate) GucName, "a PostgreSQL setting such as \"work_mem\" or \"auto_explain.log_min_duration\"",
     |t| only(lower_name(t, "_.", 63))
 );
 
 impl ModuleLoad {
     /// The module's name.
-    pub fn module(&self) -> ModuleName {
+    pub(crate) fn module(&self) -> ModuleName {
         ModuleName(self.0.split(' ').next().unwrap_or_default().to_owned())
     }
 }
@@ -298,7 +298,7 @@ impl ByteSize {
     }
 
     /// A size of whole MiB.
-    pub const fn mib(n: u32) -> Self {
+    pub(crate) const fn mib(n: u32) -> Self {
         ByteSize((n as u64) << 20)
     }
 }
@@ -337,11 +337,11 @@ impl fmt::Display for ByteSize {
 
 /// A span of time in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Millis(u32);
+pub(crate) struct Millis(u32);
 
 impl Millis {
     /// Milliseconds.
-    pub const fn get(self) -> u32 {
+    pub(crate) const fn get(self) -> u32 {
         self.0
     }
 
@@ -351,7 +351,8 @@ impl Millis {
 }
 
 impl Scalar for Millis {
-    const ACCEPTED: &'static str = "a duration of at most a day: a whole number and ms, s, min or h, such as \"5s\"";
+    const ACCEPTED: &'static str =
+        "a duration of at most a day: a whole number and ms, s, min or h, such as \"5s\"";
     fn parse(text: &str) -> Result<Self, String> {
         let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
         let unit: u64 = match &text[split..] {
@@ -371,11 +372,11 @@ impl Scalar for Millis {
 
 /// Permission bits of a file or directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mode(u16);
+pub(crate) struct Mode(u16);
 
 impl Mode {
     /// The bits (0o7777).
-    pub const fn bits(self) -> u16 {
+    pub(crate) const fn bits(self) -> u16 {
         self.0
     }
 
@@ -459,7 +460,8 @@ impl IpNet {
 }
 
 impl Scalar for IpNet {
-    const ACCEPTED: &'static str = "an address with its prefix length, such as \"192.0.2.10/24\" or \"2001:db8::10/64\"";
+    const ACCEPTED: &'static str =
+        "an address with its prefix length, such as \"192.0.2.10/24\" or \"2001:db8::10/64\"";
     fn parse(text: &str) -> Result<Self, String> {
         let (address, prefix) = text.split_once('/').ok_or("the prefix length is missing")?;
         let address = IpAddr::from_str(address).map_err(|_| String::new())?;
@@ -486,7 +488,8 @@ impl Scalar for IpAddr {
 }
 
 impl Scalar for SocketAddr {
-    const ACCEPTED: &'static str = "an IP address and port, such as \"192.0.2.10:7400\" or \"[2001:db8::10]:7400\"";
+    const ACCEPTED: &'static str =
+        "an IP address and port, such as \"192.0.2.10:7400\" or \"[2001:db8::10]:7400\"";
     fn parse(text: &str) -> Result<Self, String> {
         match SocketAddr::from_str(text) {
             Ok(a) if a.port() != 0 => Ok(a),

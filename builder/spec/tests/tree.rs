@@ -21,7 +21,8 @@ fn source(path: &Path) -> Source {
 fn overlays() -> BTreeMap<String, Source> {
     let entries = std::fs::read_dir(root().join("overlays")).unwrap();
     let all = entries.map(|e| e.unwrap().path());
-    all.map(|p| (p.file_name().unwrap().to_str().unwrap().to_owned(), source(&p.join("overlay.toml")))).collect()
+    all.map(|p| (p.file_name().unwrap().to_str().unwrap().to_owned(), source(&p.join("overlay.toml"))))
+        .collect()
 }
 
 fn image(name: &str) -> Merged {

@@ -95,7 +95,8 @@ fn check_after(all: &BTreeMap<&str, Brought<'_>>, found: &mut Found) -> bool {
                 continue;
             }
             clean = false;
-            let title = format!("service `{name}` starts after `{}`, which no overlay here brings", after.value);
+            let title =
+                format!("service `{name}` starts after `{}`, which no overlay here brings", after.value);
             let label = match nearest(after.as_str(), all.keys().copied()) {
                 Some(near) => format!("did you mean `{near}`?"),
                 None => "name a service of this image, or require the overlay that brings it".into(),
@@ -130,7 +131,11 @@ fn report_cycle(all: &BTreeMap<&str, Brought<'_>>, order: &[&str], found: &mut F
     let mut path: Vec<&str> = all.keys().copied().find(|name| blocked(name)).into_iter().collect();
     while let Some(&last) = path.last() {
         let (overlay, span, raw) = all[last];
-        let next = raw.after.iter().find(|a| blocked(a.as_str())).expect("a blocked service has a blocked dependency");
+        let next = raw
+            .after
+            .iter()
+            .find(|a| blocked(a.as_str()))
+            .expect("a blocked service has a blocked dependency");
         let next = next.as_str();
         if let Some(at) = path.iter().position(|name| *name == next) {
             let circle = path[at..].iter().chain([&next]).copied().collect::<Vec<_>>().join(" -> ");
