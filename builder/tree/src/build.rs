@@ -1,0 +1,463 @@
+//! The stages of a tree, in order.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dyad_debian::LockedPackage;
+use dyad_formats::tree::{Kind, Tree};
+use dyad_spec::compiled::{ImageTable, ModuleIndex};
+use dyad_spec::image::Merged;
+use rayon::prelude::*;
+
+use crate::accounts::Accounts;
+use crate::lay::{self, Layer};
+use crate::modules::{Catalogue, kernel_release};
+use crate::path::{self, show};
+use crate::report::{self, Dropped, PackageSize, Report};
+use crate::rules::Rules;
+use crate::unpack::{self, Limits, Package, Verdict};
+use crate::{Error, derive, finish, initrd};
+
+/// A locked package and its file, whose digest the caller has checked.
+#[derive(Debug, Clone)]
+pub struct PackageInput {
+    /// What the lock says.
+    pub locked: LockedPackage,
+    /// The .deb.
+    pub deb: Bytes,
+}
+
+/// A file, link or directory below an overlay's `files/`.
+#[derive(Debug, Clone)]
+pub struct OverlayFile {
+    /// Name of the overlay.
+    pub overlay: String,
+    /// Absolute path in the image.
+    pub path: String,
+    /// What it is.
+    pub content: OverlayContent,
+}
+
+/// Content of an [`OverlayFile`]. Owners and unusual modes come from the overlay's `files` table.
+#[derive(Debug, Clone)]
+pub enum OverlayContent {
+    /// A regular file: 0755 if executable, else 0644.
+    File {
+        /// Its bytes.
+        data: Bytes,
+        /// The owner's execute bit.
+        executable: bool,
+    },
+    /// A symbolic link.
+    Symlink(String),
+    /// A directory (0755).
+    Dir,
+}
+
+/// A program of our own, or anything else that is laid as it is, after everything else.
+#[derive(Debug, Clone)]
+pub struct PayloadFile {
+    /// Absolute path in the image.
+    pub path: String,
+    /// Its bytes.
+    pub data: Bytes,
+    /// Permission bits.
+    pub mode: u16,
+}
+
+/// What a tree is made of.
+#[derive(Debug)]
+pub struct Inputs<'a> {
+    /// Packages in any order.
+    pub packages: Vec<PackageInput>,
+    /// The definition with its overlays.
+    pub merged: &'a Merged,
+    /// Files of the overlays in use, in any order.
+    pub overlay_files: Vec<OverlayFile>,
+    /// The static `init`; it becomes `/init` of the initrd and `/usr/lib/dyad/init` of the root.
+    pub init: Bytes,
+    /// Other programs (`/usr/lib/dyad/supervisor`, `/usr/bin/dyadctl`).
+    pub payload: Vec<PayloadFile>,
+    /// Bounds for each package.
+    pub limits: Limits,
+}
+
+/// A finished tree and what stands beside it on the disk.
+#[derive(Debug)]
+pub struct Built {
+    /// The root file system.
+    pub root: Tree,
+    /// The initrd.
+    pub initrd: Tree,
+    /// The kernel (`vmlinuz`).
+    pub kernel: Bytes,
+    /// `linuxx64.efi.stub`: what a UKI starts with.
+    pub stub: Bytes,
+    /// `systemd-bootx64.efi`.
+    pub bootloader: Bytes,
+    /// The table in `image.bin`.
+    pub image: ImageTable,
+    /// What was left out, and sizes.
+    pub report: Report,
+}
+
+/// Module classes that every initrd and root have: see ARCHITECTURE.md, "Initrd".
+const BOOT_MODULES: &str = "@boot";
+
+/// Builds the root and initrd trees. Same inputs in any order, on any number of threads: same trees.
+pub fn build(inputs: Inputs<'_>) -> Result<Built, Error> {
+    let Inputs { packages: given, merged, overlay_files, init, payload, limits } = inputs;
+    let rules = Rules::new(&merged.prune, &merged.keep);
+    let mtime = merged.source_date_epoch;
+    let (packages, locked) = unpack_all(given, &rules, &limits)?;
+    let accounts = accounts(&packages, merged)?;
+    let mut dropped = pruned_at_unpack(&packages, merged);
+    let (mut tree, notes) = lay::packages(&packages, &accounts, mtime)?;
+    drop(packages);
+    let mut layer = Layer { tree: &mut tree, accounts: &accounts, mtime, origins: Vec::new() };
+    overlays(&mut layer, merged, overlay_files)?;
+    let kernel = kernel_release(layer.tree)?;
+    let (vmlinuz, stub, bootloader) = boot_files(layer.tree, &kernel, &mut dropped)?;
+    let (index, initrd_index) = modules(layer.tree, merged, &kernel, &mut dropped)?;
+    let initrd = initrd::tree(&init, &initrd_index, layer.tree, mtime)?;
+    derived(&mut layer, merged)?;
+    prune_rest(layer.tree, &rules, merged, &mut dropped);
+    finish::mount_points(&mut layer, &mut dropped)?;
+    finish::runtime_etc(&mut layer)?;
+    finish::refuse_secrets(layer.tree)?;
+    let image = dyad_spec::compile::compile(merged, &accounts)?;
+    let origin: Arc<str> = Arc::from("derived payload");
+    for (path, data) in [
+        ("/usr/lib/dyad/image.bin", Bytes::from(image.encode())),
+        ("/usr/lib/dyad/modules.bin", Bytes::from(index.encode())),
+    ] {
+        layer.put(path.as_bytes(), Kind::File(data), 0o644, (0, 0), origin.clone())?;
+    }
+    layer.put(b"/usr/lib/dyad/init", Kind::File(init), 0o755, (0, 0), origin.clone())?;
+    for file in payload {
+        let path = path::from_text(&file.path)
+            .map_err(|what| Error::NoFile { who: format!("payload ({what})"), path: file.path.clone() })?;
+        layer.put(&path, Kind::File(file.data), file.mode, (0, 0), origin.clone())?;
+    }
+    check_programs(layer.tree, merged)?;
+    let packages = package_sizes(layer.tree, locked);
+    let list = serde_json::to_vec(&packages).expect("strings and numbers always serialise");
+    layer.put(b"/usr/lib/dyad/packages.json", Kind::File(list.into()), 0o644, (0, 0), origin)?;
+    dropped.sort_by(|a, b| (&a.path, &a.origin).cmp(&(&b.path, &b.origin)));
+    let modules = (index.modules.len(), initrd_index.modules.len());
+    let report = Report { dropped, notes, packages, kernel, modules };
+    Ok(Built { root: tree, initrd, kernel: vmlinuz, stub, bootloader, image, report })
+}
+
+/// Unpacks in parallel, the largest first so that none of them is left alone at the end; returns by name.
+fn unpack_all(
+    mut given: Vec<PackageInput>,
+    rules: &Rules,
+    limits: &Limits,
+) -> Result<(Vec<Package>, Vec<LockedPackage>), Error> {
+    given.sort_by(|a, b| (b.deb.len(), &a.locked).cmp(&(a.deb.len(), &b.locked)));
+    let filter = |path: &[u8]| {
+        let input = derive::INPUTS.iter().any(|start| path.starts_with(start.as_bytes()));
+        match if input { None } else { rules.dropped(path) } {
+            Some(rule) => Verdict::Drop(rule),
+            None => Verdict::Keep,
+        }
+    };
+    let mut unpacked: Vec<(Package, LockedPackage)> = given
+        .into_par_iter()
+        .with_max_len(1)
+        .map(|PackageInput { locked, deb }| {
+            let name = || format!("{} {}", locked.name, locked.version);
+            let package = unpack::unpack(&deb, limits, &filter)
+                .map_err(|error| Error::Unpack { package: name(), error })?;
+            let found = (&package.name, &package.version, &package.architecture);
+            if found != (&locked.name, &locked.version, &locked.arch) {
+                return Err(Error::WrongPackage {
+                    expected: format!("{} {}", name(), locked.arch),
+                    found: format!("{} {} {}", found.0, found.1, found.2),
+                });
+            }
+            Ok((package, locked))
+        })
+        .collect::<Result<_, Error>>()?;
+    unpacked.sort_by(|a, b| a.0.name.cmp(&b.0.name));
+    if let Some(pair) = unpacked.windows(2).find(|pair| pair[0].0.name == pair[1].0.name) {
+        return Err(Error::TwicePackage(pair[0].0.name.clone()));
+    }
+    Ok(unpacked.into_iter().unzip())
+}
+
+fn accounts(packages: &[Package], merged: &Merged) -> Result<Accounts, Error> {
+    let find = |path: &str| {
+        let members = packages.iter().filter(|p| p.name == "base-passwd").flat_map(|p| &p.members);
+        let found = members.filter(|m| m.path == path.as_bytes()).find_map(|m| match &m.kind {
+            unpack::MemberKind::File(data) => Some(show(data)),
+            _ => None,
+        });
+        found.ok_or_else(|| Error::Needs { path: path.to_owned(), package: "base-passwd" })
+    };
+    let passwd = find("/usr/share/base-passwd/passwd.master")?;
+    let mut accounts = Accounts::parse(&passwd, &find("/usr/share/base-passwd/group.master")?)?;
+    accounts.add(&merged.users, &merged.groups)?;
+    Ok(accounts)
+}
+
+fn rule_text(merged: &Merged, rule: u32) -> String {
+    let rule = &merged.prune[rule as usize];
+    format!("{}: {}: {}", rule.origin, rule.path.as_str(), rule.reason)
+}
+
+fn pruned_at_unpack(packages: &[Package], merged: &Merged) -> Vec<Dropped> {
+    let mut dropped = Vec::new();
+    for package in packages {
+        let origin = format!("package {} {}", package.name, package.version);
+        dropped.extend(package.pruned.iter().map(|p| Dropped {
+            path: show(&p.path),
+            origin: origin.clone(),
+            rule: rule_text(merged, p.rule),
+            bytes: p.bytes,
+        }));
+    }
+    dropped
+}
+
+/// Rules once more, for what was read after unpacking and what arrived through a link at another path.
+fn prune_rest(tree: &mut Tree, rules: &Rules, merged: &Merged, dropped: &mut Vec<Dropped>) {
+    let doomed: Vec<(Vec<u8>, u32)> = tree
+        .iter()
+        .filter(|(_, _, inode)| inode.origin.starts_with("package "))
+        .filter_map(|(path, _, _)| Some((path.to_vec(), rules.dropped(path)?)))
+        .collect();
+    for (path, rule) in doomed.iter().rev() {
+        // A directory that still holds something kept stays.
+        if tree.below(path).next().is_none() {
+            finish::drop_path(tree, path, &rule_text(merged, *rule), dropped);
+        }
+    }
+}
+
+/// Lays overlay files over the packages; between overlays no path may be laid twice.
+fn overlays(layer: &mut Layer<'_>, merged: &Merged, mut files: Vec<OverlayFile>) -> Result<(), Error> {
+    files.sort_by(|a, b| (&a.path, &a.overlay).cmp(&(&b.path, &b.overlay)));
+    let mut laid: BTreeMap<Vec<u8>, String> = BTreeMap::new();
+    for file in &files {
+        let refuse = |what: String| Error::OverlayPath {
+            overlay: file.overlay.clone(),
+            path: file.path.clone(),
+            what,
+        };
+        let path = path::from_text(&file.path).map_err(|what| refuse(what.to_owned()))?;
+        let path = through_links(layer.tree, &path).map_err(refuse)?;
+        let dir = matches!(file.content, OverlayContent::Dir);
+        if let (Some(first), false) = (laid.insert(path.clone(), file.overlay.clone()), dir) {
+            let (first, second) = (first, file.overlay.clone());
+            return Err(Error::SameOverlayPath { path: file.path.clone(), first, second });
+        }
+        let (kind, mode) = match &file.content {
+            OverlayContent::File { data, executable } => {
+                (Kind::File(data.clone()), if *executable { 0o755 } else { 0o644 })
+            }
+            OverlayContent::Symlink(target) => (Kind::Symlink(target.clone().into_bytes()), 0o777),
+            OverlayContent::Dir if layer.tree.get(&path).is_some() => continue,
+            OverlayContent::Dir => (Kind::Dir, 0o755),
+        };
+        let rule = merged.files.iter().find(|r| r.path == file.path);
+        let (uid, gid) = match rule {
+            None => (0, 0),
+            Some(rule) => owner(layer.accounts, &rule.origin, &rule.user, rule.group.as_deref())?,
+        };
+        let mode = rule.and_then(|r| r.mode).unwrap_or(mode);
+        layer.put(&path, kind, mode, (uid, gid), Arc::from(format!("overlay {}", file.overlay)))?;
+    }
+    for rule in &merged.files {
+        if !files.iter().any(|f| f.path == rule.path) {
+            return Err(Error::NoFile { who: format!("{} `files`", rule.origin), path: rule.path.clone() });
+        }
+    }
+    Ok(())
+}
+
+fn owner(accounts: &Accounts, who: &str, user: &str, group: Option<&str>) -> Result<(u32, u32), Error> {
+    let missing = |what: &str, name: &str| Error::Accounts(format!("{who}: there is no {what} {name}"));
+    let found = accounts.users.iter().find(|u| u.name == user).ok_or_else(|| missing("user", user))?;
+    let gid = match group {
+        None => found.gid,
+        Some(group) => accounts.gid(group).ok_or_else(|| missing("group", group))?,
+    };
+    Ok((found.uid, gid))
+}
+
+/// Follows links among a path's ancestors, so that an overlay's `/bin/x` or `/var/run/x` lands where it is seen.
+fn through_links(tree: &Tree, path: &[u8]) -> Result<Vec<u8>, String> {
+    let mut path = path.to_vec();
+    for _ in 0..40 {
+        let hit = path::ancestors(&path).find_map(|a| match &tree.get(a)?.kind {
+            Kind::Symlink(target) => Some((a.to_vec(), target.clone())),
+            _ => None,
+        });
+        let Some((link, target)) = hit else { return Ok(path) };
+        let target = path::link_target(&link, &target).ok_or("leads out of the image through a link")?;
+        path = [&target[..], &path[link.len()..]].concat();
+    }
+    Err("leads through a loop of links".to_owned())
+}
+
+/// Takes the kernel and the EFI programs out of the tree; nothing of /boot stays.
+fn boot_files(
+    tree: &mut Tree,
+    kernel: &str,
+    dropped: &mut Vec<Dropped>,
+) -> Result<(Bytes, Bytes, Bytes), Error> {
+    const EFI: &str = "/usr/lib/systemd/boot/efi";
+    let take = |path: String, package| {
+        derive::file(tree, path.as_bytes()).cloned().ok_or(Error::Needs { path, package })
+    };
+    let vmlinuz = take(format!("/boot/vmlinuz-{kernel}"), "of the kernel")?;
+    let stub = take(format!("{EFI}/linuxx64.efi.stub"), "systemd-boot-efi")?;
+    let bootloader = take(format!("{EFI}/systemd-bootx64.efi"), "systemd-boot-efi")?;
+    let rule = "derived: kernel and boot loader are on the EFI system partition";
+    for dir in ["/boot", "/usr/lib/systemd/boot"] {
+        finish::drop_below(tree, dir.as_bytes(), rule, dropped);
+        tree.remove(dir.as_bytes());
+    }
+    Ok((vmlinuz, stub, bootloader))
+}
+
+/// Selects modules for root and initrd, and drops module and firmware files that neither needs.
+fn modules(
+    tree: &mut Tree,
+    merged: &Merged,
+    kernel: &str,
+    dropped: &mut Vec<Dropped>,
+) -> Result<(ModuleIndex, ModuleIndex), Error> {
+    let catalogue = Catalogue::read(tree, kernel)?;
+    let initrd_selectors: Vec<String> = std::iter::once(BOOT_MODULES.to_owned())
+        .chain(merged.initrd_modules.iter().map(|m| m.what.to_string()))
+        .collect();
+    let initrd = catalogue.select(&initrd_selectors)?;
+    let load = merged.load_modules.iter().filter_map(|m| m.what.split_whitespace().next());
+    let root_selectors: Vec<String> = initrd_selectors
+        .iter()
+        .cloned()
+        .chain(merged.root_modules.iter().map(|m| m.what.to_string()))
+        .chain(load.map(str::to_owned))
+        .collect();
+    let root = catalogue.select(&root_selectors)?;
+    let first = catalogue.boot_order(&initrd);
+    let initrd_index = catalogue.index(&initrd, first.clone())?;
+    let index = catalogue.index(&root, first)?;
+    let kept: BTreeSet<&str> = index.modules.iter().map(|m| m.path.as_str()).collect();
+    let base = format!("/usr/lib/modules/{kernel}");
+    let doomed: Vec<Vec<u8>> = tree
+        .below(base.as_bytes())
+        .filter(|(path, id)| {
+            !matches!(tree.inode(*id).kind, Kind::Dir) && !kept.contains(show(path).as_str())
+        })
+        .map(|(path, _)| path.to_vec())
+        .collect();
+    for path in &doomed {
+        finish::drop_path(tree, path, "derived: kernel module that nothing selects", dropped);
+    }
+    let dirs: Vec<Vec<u8>> = tree
+        .below(base.as_bytes())
+        .filter(|(_, id)| matches!(tree.inode(*id).kind, Kind::Dir))
+        .map(|(path, _)| path.to_vec())
+        .collect();
+    for dir in dirs.iter().rev() {
+        if tree.below(dir).next().is_none() {
+            tree.remove(dir);
+        }
+    }
+    firmware(tree, &catalogue.firmware(&root), dropped);
+    Ok((index, initrd_index))
+}
+
+/// Keeps firmware that a selected module names, and what links among it lead to.
+fn firmware(tree: &mut Tree, needed: &BTreeSet<String>, dropped: &mut Vec<Dropped>) {
+    const BASE: &[u8] = b"/usr/lib/firmware/";
+    let plain = |path: &[u8]| {
+        let name = show(&path[BASE.len()..]);
+        name.strip_suffix(".xz").or_else(|| name.strip_suffix(".zst")).unwrap_or(&name).to_owned()
+    };
+    let mut kept: BTreeSet<Vec<u8>> = BTreeSet::new();
+    for (path, id) in tree.below(b"/usr/lib/firmware") {
+        if !needed.contains(&plain(path)) {
+            continue;
+        }
+        kept.insert(path.to_vec());
+        if let Kind::Symlink(target) = &tree.inode(id).kind {
+            kept.extend(path::link_target(path, target));
+        }
+    }
+    let doomed: Vec<Vec<u8>> = tree
+        .below(b"/usr/lib/firmware")
+        .filter(|(path, id)| !matches!(tree.inode(*id).kind, Kind::Dir) && !kept.contains(*path))
+        .map(|(path, _)| path.to_vec())
+        .collect();
+    for path in doomed {
+        finish::drop_path(tree, &path, "derived: firmware that no selected module names", dropped);
+    }
+}
+
+/// Accounts, copies, links: everything that scripts would have made.
+fn derived(layer: &mut Layer<'_>, merged: &Merged) -> Result<(), Error> {
+    let shadow = layer.accounts.gid("shadow").unwrap_or(0);
+    for (path, mode, text) in layer.accounts.files() {
+        let gid = if mode == 0o640 { shadow } else { 0 };
+        let origin = Arc::from("derived accounts");
+        layer.put(path.as_bytes(), Kind::File(text.into_bytes().into()), mode, (0, gid), origin)?;
+    }
+    derive::all(layer)?;
+    for link in &merged.image_links {
+        let path = path::from_text(&link.path).map_err(|what| Error::NoFile {
+            who: format!("{} link ({what})", link.origin),
+            path: link.path.clone(),
+        })?;
+        if layer.tree.get(&path).is_some_and(|i| !matches!(i.kind, Kind::Dir)) {
+            layer.tree.remove(&path);
+        }
+        let target = Kind::Symlink(link.target.clone().into_bytes());
+        layer.put(&path, target, 0o777, (0, 0), Arc::from(link.origin.as_str()))?;
+    }
+    Ok(())
+}
+
+/// Every service's program must be there and executable.
+fn check_programs(tree: &Tree, merged: &Merged) -> Result<(), Error> {
+    for service in &merged.services {
+        let missing = || Error::NoFile {
+            who: format!("{}: service {}", service.origin, service.name()),
+            path: service.program().to_owned(),
+        };
+        let mut path = path::from_text(service.program()).map_err(|_| missing())?;
+        for _ in 0..40 {
+            path = through_links(tree, &path).map_err(|_| missing())?;
+            match &tree.get(&path).ok_or_else(missing)?.kind {
+                Kind::Symlink(target) => path = path::link_target(&path, target).ok_or_else(missing)?,
+                Kind::File(_) => break,
+                _ => return Err(missing()),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn package_sizes(tree: &Tree, locked: Vec<LockedPackage>) -> Vec<PackageSize> {
+    let sizes = report::sizes(tree);
+    let size = |p: LockedPackage| {
+        let origin = format!("package {} {}", p.name, p.version);
+        let (files, bytes) = sizes.get(&origin).copied().unwrap_or_default();
+        let sha256 = p.sha256.to_string();
+        PackageSize {
+            name: p.name,
+            version: p.version,
+            architecture: p.arch,
+            sha256,
+            size: p.size,
+            files,
+            bytes,
+        }
+    };
+    locked.into_iter().map(size).collect()
+}

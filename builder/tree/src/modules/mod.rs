@@ -1,0 +1,8 @@
+//! Kernel modules: what each file says about itself, which of them an image needs, and the index that PID 1 reads.
+
+mod classes;
+mod info;
+mod select;
+
+pub use classes::CLASSES;
+pub(crate) use info::{Catalogue, kernel_release};
