@@ -33,7 +33,7 @@ table! {
         /// Where packages come from, when not from the host's apt configuration.
         source: RawOrigin = RawOrigin { mirror: None, security_mirror: None, keyring: None, proxy: None },
         /// Kernel modules.
-        modules: RawModules = RawModules::default(),
+        modules: RawModules = RawModules { initrd: Vec::new(), root: Vec::new(), load: Vec::new() },
         /// The disk.
         layout: RawLayout,
         /// The kernel's command line.
@@ -70,12 +70,6 @@ table! {
         root: Vec<ModuleSelector>,
         /// Modules of the root loaded at boot without a device asking for them, in this order; parameters may follow a name.
         load: Vec<ModuleLoad>,
-    }
-}
-
-impl Default for RawModules {
-    fn default() -> Self {
-        RawModules { initrd: Vec::new(), root: Vec::new(), load: Vec::new() }
     }
 }
 

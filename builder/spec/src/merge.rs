@@ -10,6 +10,7 @@ use crate::definition::{RawDefinition, RawModules, RawOmit, RawPathRule};
 use crate::diagnostic::{Diagnostic, Diagnostics, Source, nearest};
 use crate::image::{Asked, Directory, FileRule, Layout, Link, Merged, OmitRule, PackageSource, PathRule};
 use crate::overlay::{RawOverlay, RawService};
+use crate::scalar::Text;
 use crate::scalar::{ByteSize, ModuleSelector, Name, OutputFormat};
 
 mod accounts;

@@ -3,6 +3,7 @@
 use crate::compiled;
 use crate::decode::{At, Decode, Decoder, Entries, Int, Scalar, Value, integer, table, words};
 use crate::definition::{RawModules, RawOmit, RawPathRule};
+use crate::scalar::Text;
 use crate::scalar::{
     AbsPath, AccountName, EnvName, Line, LinkTarget, Millis, Mode, Name, PackageName, SysctlName,
 };
@@ -17,7 +18,7 @@ table! {
         /// Packages.
         packages: Vec<PackageName>,
         /// Kernel modules.
-        modules: RawModules = RawModules::default(),
+        modules: RawModules = RawModules { initrd: Vec::new(), root: Vec::new(), load: Vec::new() },
         /// Programs that PID 1 runs.
         services: Entries<Name, RawService>,
         /// Users with fixed numbers.

@@ -6,6 +6,11 @@ use std::str::FromStr;
 
 use crate::decode::{Scalar, words};
 
+/// Read access to the strings below.
+pub(crate) trait Text {
+    fn as_str(&self) -> &str;
+}
+
 /// Declares a string with rules: read-only access, one way in.
 macro_rules! text {
     ($(#[doc = $doc:literal])* $vis:vis $name:ident, $accepted:literal, $check:expr) => {
@@ -13,9 +18,8 @@ macro_rules! text {
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
         $vis struct $name(String);
 
-        impl $name {
-            /// The text.
-            $vis fn as_str(&self) -> &str {
+        impl Text for $name {
+            fn as_str(&self) -> &str {
                 &self.0
             }
         }
@@ -255,6 +259,22 @@ words! {
         ServerStorage = "@server-storage",
         /// Network cards of servers.
         ServerNic = "@server-nic",
+        /// Replicated block devices.
+        Drbd = "@drbd",
+        /// Virtual machines.
+        Kvm = "@kvm",
+        /// Bonds, bridges and VLANs.
+        Bonding = "@bonding",
+        /// Logical volumes.
+        Lvm = "@lvm",
+        /// File systems that an appliance mounts.
+        Filesystems = "@filesystems",
+        /// Packet filtering.
+        Nftables = "@nftables",
+        /// Hardware watchdogs.
+        Watchdog = "@watchdog",
+        /// Keyboards and screens.
+        Console = "@console",
     }
 }
 
@@ -277,8 +297,8 @@ impl fmt::Display for ModuleSelector {
 }
 
 impl Scalar for ModuleSelector {
-    const ACCEPTED: &'static str =
-        "\"@virtio\", \"@server-storage\", \"@server-nic\" or a kernel module name with `_` for `-`";
+    const ACCEPTED: &'static str = "a kernel module name with `_` for `-`, or a class: @virtio, @server-storage, @server-nic, @drbd, @kvm, @bonding, \
+                                    @lvm, @filesystems, @nftables, @watchdog, @console";
     fn parse(text: &str) -> Result<Self, String> {
         if text.starts_with('@') {
             return ModuleClass::parse(text).map(ModuleSelector::Class).map_err(|_| "no such class".into());

@@ -34,6 +34,8 @@ pub struct Site {
     pub witness: Option<SocketAddr>,
     /// Resolvers.
     pub dns: Vec<IpAddr>,
+    /// Time servers.
+    pub ntp: Vec<IpAddr>,
     /// One or two nodes, by name.
     pub nodes: Vec<Node>,
     /// Bonds, by name, the same on every node.

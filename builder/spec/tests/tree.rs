@@ -1,4 +1,5 @@
 //! The images and overlays of this repository.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Found, Laid};
 use crate::image::{Group, User};
+use crate::scalar::Text;
 
 /// Where a user without a shell of its own ends.
 const NO_SHELL: &str = "/usr/sbin/nologin";

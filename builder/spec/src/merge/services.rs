@@ -6,6 +6,7 @@ use super::{Found, Laid, service_table};
 use crate::diagnostic::{Diagnostic, nearest};
 use crate::image::Service;
 use crate::overlay::RawService;
+use crate::scalar::Text;
 
 /// A service and the overlay that brings it.
 type Brought<'a> = (&'a Laid, &'a std::ops::Range<usize>, &'a RawService);

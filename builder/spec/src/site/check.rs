@@ -10,6 +10,7 @@ use super::{Operator, Site, Vm, Volume, network, postgresql};
 use crate::decode::At;
 use crate::diagnostic::{Diagnostic, Diagnostics, Source, nearest};
 use crate::scalar::ByteSize;
+use crate::scalar::Text;
 
 /// Errors of one file.
 pub(super) struct Found {
@@ -62,6 +63,7 @@ pub(super) fn site(source: &Arc<Source>, raw: RawSite) -> Result<Site, Diagnosti
         without_witness: raw.without_witness,
         witness: raw.witness.map(|w| w.value),
         dns: raw.dns.iter().map(|d| d.value).collect(),
+        ntp: raw.ntp.iter().map(|d| d.value).collect(),
         nodes: network.nodes,
         bonds: network.bonds,
         bridges: network.bridges,

@@ -10,6 +10,7 @@ use super::{
     Address, Bond, BondMode, BondModeWord, Bridge, HashPolicy, LacpRate, Link, LinkMatch, Node, Route, Vip,
 };
 use crate::decode::{At, Entries};
+use crate::scalar::Text;
 use crate::scalar::{IpNet, Mac, Role};
 
 /// A pair, or one node by itself.

@@ -4,6 +4,7 @@ use super::check::Found;
 use super::raw::RawPostgresql;
 use super::{Access, Database, Postgresql, SqlRole};
 use crate::decode::At;
+use crate::scalar::Text;
 use crate::scalar::{ByteSize, SqlName};
 
 /// Settings that the appliance decides: durability and replication rest on them, or paths and ports do.

@@ -30,6 +30,8 @@ table! {
         witness: Option<At<SocketAddr>>,
         /// Resolvers.
         dns: Vec<At<IpAddr>>,
+        /// Time servers.
+        ntp: Vec<At<IpAddr>>,
         /// The machines: one or two.
         nodes: At<Entries<Name, RawNode>>,
         /// Links that are found by the same PCI address on every node.
