@@ -1,0 +1,126 @@
+//! Generated passwords: one for each role of the site file, made once, kept on the state partition for root alone.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use rustix::rand::{GetRandomFlags, getrandom};
+use serde::{Deserialize, Serialize};
+
+use crate::files::{self, Access, FileError};
+
+/// Version of the file.
+const VERSION: u32 = 1;
+
+/// Why there are no passwords.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CredentialsError {
+    /// The file is not what was written. A new one would lock applications out, so that is left to a human.
+    #[error(
+        "{path} is damaged ({why}); it is left alone, restore it or remove it to have new passwords made",
+        path = .path.display()
+    )]
+    Damaged { path: PathBuf, why: String },
+    /// The kernel gave no random bytes.
+    #[error("random bytes: {0}")]
+    Random(rustix::io::Errno),
+    /// A file operation.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// A password and what the server keeps of it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Credential {
+    /// 128 random bits in hexadecimal.
+    pub(crate) password: String,
+    /// SCRAM-SHA-256 verifier of it.
+    pub(crate) verifier: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    version: u32,
+    roles: BTreeMap<String, Credential>,
+}
+
+/// The passwords of these roles; what is missing is made and is durable before this returns. Passwords of roles that are
+/// no longer declared are kept.
+pub(crate) fn ensure<'a>(
+    path: &Path,
+    roles: impl Iterator<Item = &'a str>,
+) -> Result<BTreeMap<String, Credential>, CredentialsError> {
+    let mut known = load(path)?;
+    let before = known.len();
+    for role in roles {
+        if !known.contains_key(role) {
+            known.insert(role.to_owned(), generate()?);
+        }
+    }
+    if known.len() != before {
+        let stored = Stored { version: VERSION, roles: known };
+        let text = serde_json::to_vec_pretty(&stored).expect("strings can be written as JSON");
+        let dir = path.parent().expect("the credentials file is in a directory");
+        files::ensure_dir(dir, Access::own(0o700))?;
+        files::write(path, &text, Access::own(0o600))?;
+        known = stored.roles;
+    }
+    Ok(known)
+}
+
+/// The passwords made so far.
+pub(crate) fn load(path: &Path) -> Result<BTreeMap<String, Credential>, CredentialsError> {
+    let Some(bytes) = files::read(path)? else { return Ok(BTreeMap::new()) };
+    let damaged = |why: String| CredentialsError::Damaged { path: path.to_path_buf(), why };
+    // The parser's own message could quote a password: only the position is told.
+    let stored: Stored = serde_json::from_slice(&bytes)
+        .map_err(|error| damaged(format!("line {} column {}", error.line(), error.column())))?;
+    if stored.version != VERSION {
+        return Err(damaged(format!("version {}, this program reads {VERSION}", stored.version)));
+    }
+    Ok(stored.roles)
+}
+
+fn generate() -> Result<Credential, CredentialsError> {
+    let mut random = [0_u8; 16];
+    let mut filled = 0;
+    while filled < random.len() {
+        filled +=
+            getrandom(&mut random[filled..], GetRandomFlags::empty()).map_err(CredentialsError::Random)?;
+    }
+    let password: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    let verifier = postgres_protocol::password::scram_sha_256(password.as_bytes());
+    Ok(Credential { password, verifier })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn passwords_are_made_once_and_for_root_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("supervisor/credentials");
+        let first = ensure(&path, ["app"].into_iter()).unwrap();
+        let second = ensure(&path, ["app", "report"].into_iter()).unwrap();
+        assert!(first["app"] == second["app"] && second["app"].password != second["report"].password);
+        assert_eq!(first["app"].password.len(), 32);
+        assert!(first["app"].verifier.starts_with("SCRAM-SHA-256$4096:"));
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+        assert_eq!(std::fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o7777, 0o700);
+        assert!(load(&path).unwrap() == second);
+    }
+
+    #[test]
+    fn a_damaged_file_is_refused_without_showing_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("credentials");
+        std::fs::write(&path, "{\"version\":1,\"roles\":{\"app\":{\"password\":\"sesame\",\"verifier\":7}}}")
+            .unwrap();
+        let error = ensure(&path, ["app"].into_iter()).err().unwrap().to_string();
+        assert!(error.contains("damaged (line 1 column") && !error.contains("sesame"), "{error}");
+        assert!(std::fs::read_to_string(&path).unwrap().contains("sesame"), "left alone");
+    }
+}

@@ -1,0 +1,199 @@
+//! What each call does.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use dyad_api::control::{self, CAPTURE_MAX, ExitStatus, Oneshot, Refusal};
+use dyad_api::line::TooLong;
+use dyad_api::operator::{
+    Call, CredentialRow, Credentials, Exec, ExecResult, Failure, FailureKind, LOG_LINES_MAX, NetworkSection,
+    Reply, Request,
+};
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::credentials;
+use crate::operator::journal;
+use crate::paths::Paths;
+use crate::pg::manager::PgState;
+use crate::pg::{self};
+use crate::pid1::{Pid1, Pid1Error};
+use crate::site::Postgresql;
+use crate::status::{self, Identity, Sources};
+
+/// Longest run of an `exec`.
+const EXEC_DEADLINE_MS_MAX: u32 = 600_000;
+
+/// Everything that calls read or act on.
+pub(crate) struct Context {
+    pub(crate) paths: Rc<Paths>,
+    pub(crate) pid1: Pid1,
+    pub(crate) identity: Identity,
+    pub(crate) postgresql: Postgresql,
+    pub(crate) pg: watch::Receiver<PgState>,
+    /// Whether PostgreSQL is wanted; an operator's stop holds until the next start or boot.
+    pub(crate) pg_wanted: watch::Sender<bool>,
+    pub(crate) network: watch::Receiver<NetworkSection>,
+    /// Numbers the one-shots of `exec`, so that several can run.
+    pub(crate) execs: Cell<u32>,
+}
+
+fn failure(error: &Pid1Error) -> Failure {
+    let kind = match error {
+        Pid1Error::Disconnected | Pid1Error::Timeout => FailureKind::Unavailable,
+        Pid1Error::Refused(Refusal::UnknownService(_) | Refusal::Invalid(_)) => FailureKind::Usage,
+        Pid1Error::Refused(Refusal::NotRunning(_) | Refusal::Busy(_) | Refusal::ShuttingDown) => {
+            FailureKind::Refused
+        }
+        Pid1Error::Refused(Refusal::Failed(_)) | Pid1Error::Encode(_) | Pid1Error::Strange(_) => {
+            FailureKind::Failed
+        }
+    };
+    Failure::new(kind, error.to_string())
+}
+
+fn value(answer: &impl Serialize) -> Value {
+    serde_json::to_value(answer).expect("answers hold only types that JSON can write")
+}
+
+impl Context {
+    /// Answers one line.
+    pub(crate) async fn answer(&self, line: Result<Vec<u8>, TooLong>) -> Reply {
+        let request = match line {
+            Ok(line) => Request::parse(&line),
+            Err(error) => Err((0, Failure::new(FailureKind::Usage, error.to_string()))),
+        };
+        match request {
+            Err((id, failure)) => Reply::error(id, failure),
+            Ok(Request { id, call }) => match self.call(call).await {
+                Ok(answer) => Reply { id, ok: Some(answer), error: None },
+                Err(failure) => Reply::error(id, failure),
+            },
+        }
+    }
+
+    async fn call(&self, call: Call) -> Result<Value, Failure> {
+        match call {
+            Call::Status => Ok(self.status().await),
+            Call::Services => {
+                let view = self.pid1.view();
+                let view = view.borrow();
+                if !view.connected {
+                    return Err(failure(&Pid1Error::Disconnected));
+                }
+                Ok(value(&view.services.iter().map(status::service_row).collect::<Vec<_>>()))
+            }
+            Call::Credentials => self.credentials(),
+            Call::Start(service) => {
+                self.want(&service.name, true);
+                self.order(control::Call::Start { name: service.name }).await
+            }
+            Call::Stop(service) => {
+                self.want(&service.name, false);
+                self.order(control::Call::Stop { name: service.name }).await
+            }
+            Call::Restart(service) => {
+                self.want(&service.name, true);
+                self.order(control::Call::Restart { name: service.name }).await
+            }
+            Call::Logs(logs) if logs.lines == 0 || logs.lines > LOG_LINES_MAX => Err(Failure::new(
+                FailureKind::Usage,
+                format!("lines: {} is out of bounds; 1 to {LOG_LINES_MAX} are accepted", logs.lines),
+            )),
+            Call::Logs(logs) => journal::tail(&self.pid1, logs.lines, logs.service.as_deref())
+                .await
+                .map(|lines| value(&lines)),
+            Call::PowerOff => self.shutdown(control::Shutdown::PowerOff).await,
+            Call::Reboot => self.shutdown(control::Shutdown::Reboot).await,
+            Call::Exec(exec) => self.exec(exec).await.map(|result| value(&result)),
+        }
+    }
+
+    fn want(&self, service: &str, wanted: bool) {
+        if service == pg::SERVICE {
+            self.pg_wanted.send_replace(wanted);
+        }
+    }
+
+    async fn order(&self, call: control::Call) -> Result<Value, Failure> {
+        tracing::info!(?call, "the operator's order");
+        self.pid1.order(call).await.map_err(|error| failure(&error))?;
+        Ok(json!({}))
+    }
+
+    async fn shutdown(&self, how: control::Shutdown) -> Result<Value, Failure> {
+        self.order(control::Call::Shutdown { how, reason: "asked for by the operator".into() }).await
+    }
+
+    async fn status(&self) -> Value {
+        let boot = self.pid1.boot().await;
+        let view = self.pid1.view().borrow().clone();
+        let pg = self.pg.borrow().clone();
+        value(&status::status(Sources {
+            identity: &self.identity,
+            view: &view,
+            boot,
+            pg: &pg,
+            network: self.network.borrow().clone(),
+            storage: status::storage(&self.paths),
+        }))
+    }
+
+    fn credentials(&self) -> Result<Value, Failure> {
+        let known = credentials::load(&self.paths.credentials())
+            .map_err(|error| Failure::new(FailureKind::Failed, error.to_string()))?;
+        let roles = self.postgresql.roles.iter().filter_map(|role| {
+            let owned = self.postgresql.databases.iter().filter(|database| database.owner == role.name);
+            Some(CredentialRow {
+                role: role.name.clone(),
+                password: known.get(&role.name)?.password.clone(),
+                databases: owned.map(|database| database.name.clone()).collect(),
+            })
+        });
+        let network = self.network.borrow();
+        let addresses = network.links.iter().flat_map(|link| &link.addresses);
+        let addresses = addresses.filter_map(|address| Some(address.split_once('/')?.0.to_owned()));
+        Ok(value(&Credentials {
+            addresses: addresses.filter(|address| !address.starts_with("fe80:")).collect(),
+            port: self.postgresql.port,
+            roles: roles.collect(),
+        }))
+    }
+
+    async fn exec(&self, exec: Exec) -> Result<ExecResult, Failure> {
+        let refused = |message: &str| Err(Failure::new(FailureKind::Refused, message));
+        if !self.paths.test_agent().exists() {
+            return refused("exec: this image runs nothing for others (it lacks the overlay test-agent)");
+        }
+        if exec.deadline_ms == 0 || exec.deadline_ms > EXEC_DEADLINE_MS_MAX {
+            let message =
+                format!("exec: deadline_ms {}; 1 to {EXEC_DEADLINE_MS_MAX} are accepted", exec.deadline_ms);
+            return Err(Failure::new(FailureKind::Usage, message));
+        }
+        let number = self.execs.get();
+        self.execs.set(number.wrapping_add(1));
+        let oneshot = Oneshot {
+            name: format!("exec-{number}"),
+            exec: exec.argv,
+            env: Vec::new(),
+            uid: 0,
+            gid: 0,
+            cwd: "/".into(),
+            deadline_ms: exec.deadline_ms,
+            capture_max: CAPTURE_MAX,
+        };
+        let finished = self.pid1.run(oneshot).await.map_err(|error| failure(&error))?;
+        let status = match finished.status {
+            ExitStatus::Exited(status) => Some(status),
+            ExitStatus::Signaled(_) | ExitStatus::DeadlinePassed | ExitStatus::NotStarted(_) => None,
+        };
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok(ExecResult {
+            status,
+            end: status::exit_text(&finished.status),
+            stdout: text(&finished.stdout),
+            stderr: text(&finished.stderr),
+        })
+    }
+}

@@ -1,0 +1,10 @@
+//! The operator protocol: a unix socket for root, and the virtio-serial port for who holds the hypervisor.
+
+mod calls;
+mod journal;
+mod port;
+mod socket;
+
+pub(crate) use calls::Context;
+pub(crate) use port::serve_port;
+pub(crate) use socket::{listen, serve_socket};

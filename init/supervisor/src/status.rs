@@ -1,0 +1,190 @@
+//! The answer to `status`, put together from what PID 1, PostgreSQL and the network last showed.
+
+use dyad_api::control::{BootInfo, ExitStatus, Phase, PhaseState, ServiceState, ServiceStatus, Slot};
+use dyad_api::operator::{
+    BootMark, ImageSection, NetworkSection, NodeRow, NodeSection, PhaseRow, Protection, ResourceRow,
+    ServiceRow, Status, StorageRow,
+};
+
+use crate::paths::Paths;
+use crate::pg::manager::PgState;
+use crate::pid1::View;
+
+/// Who this node is.
+#[derive(Debug, Clone)]
+pub(crate) struct Identity {
+    /// Its name.
+    pub(crate) name: String,
+    /// Cluster name of the site file.
+    pub(crate) cluster: Option<String>,
+    /// What the site file is, or that there is none.
+    pub(crate) site: String,
+    /// Nodes in the site file.
+    pub(crate) nodes: usize,
+}
+
+/// Everything shown.
+pub(crate) struct Sources<'a> {
+    pub(crate) identity: &'a Identity,
+    pub(crate) view: &'a View,
+    pub(crate) boot: Option<BootInfo>,
+    pub(crate) pg: &'a PgState,
+    pub(crate) network: NetworkSection,
+    pub(crate) storage: Vec<StorageRow>,
+}
+
+/// The status of a node that is alone.
+pub(crate) fn status(sources: Sources<'_>) -> Status {
+    let Sources { identity, view, boot, pg, network, storage } = sources;
+    let (protection, reason) = protection(identity, pg);
+    let name = &identity.name;
+    Status {
+        protection,
+        reason,
+        nodes: vec![NodeRow {
+            name: name.clone(),
+            role: if pg.serving { "primary" } else { "none" }.into(),
+            up: pg.serving,
+            timeline: pg.section.timeline,
+            lag_bytes: pg.serving.then_some(0),
+        }],
+        resources: vec![ResourceRow {
+            name: "pg/main".into(),
+            epoch: 0,
+            mode: "Solo".into(),
+            holder: name.clone(),
+        }],
+        vips: Vec::new(),
+        node: NodeSection {
+            name: name.clone(),
+            cluster: identity.cluster.clone(),
+            site: identity.site.clone(),
+            image: boot.map(image),
+            phases: view.phases.iter().map(phase_row).collect(),
+            services: view.services.iter().map(service_row).collect(),
+            storage,
+            network,
+            postgresql: pg.section.clone(),
+        },
+    }
+}
+
+fn protection(identity: &Identity, pg: &PgState) -> (Protection, String) {
+    if !pg.serving {
+        return (Protection::Down, format!("PostgreSQL is {}: {}", pg.section.state, pg.section.note));
+    }
+    match identity.nodes {
+        0 | 1 => (
+            Protection::Single,
+            "one node by design: losing it loses the service, and data unless backed up".into(),
+        ),
+        nodes => (
+            Protection::Exposed,
+            format!(
+                "the site file names {nodes} nodes and this one is not paired: losing it loses service and data"
+            ),
+        ),
+    }
+}
+
+fn image(boot: BootInfo) -> ImageSection {
+    let slot = match boot.slot {
+        Slot::A => "A",
+        Slot::B => "B",
+        Slot::Network => "network",
+        Slot::Other => "other",
+    };
+    ImageSection {
+        name: boot.name,
+        version: boot.version,
+        slot: slot.into(),
+        root_hash: boot.root_hash.map(|hash| hex(&hash)),
+        kernel: boot.kernel,
+        boot_id: hex(&boot.boot_id),
+        boot: boot.marks.into_iter().map(|(name, at_ms)| BootMark { name, at_ms }).collect(),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn phase_row(phase: &Phase) -> PhaseRow {
+    let state = match phase.state {
+        PhaseState::Waiting => "waiting",
+        PhaseState::Running => "running",
+        PhaseState::Unchanged => "unchanged",
+        PhaseState::Changed => "changed",
+        PhaseState::Failed => "failed",
+    };
+    PhaseRow {
+        name: phase.name.clone(),
+        state: state.into(),
+        took_ms: phase.took_ms,
+        note: phase.note.clone(),
+    }
+}
+
+/// A service as operators see it.
+pub(crate) fn service_row(service: &ServiceStatus) -> ServiceRow {
+    let state = match service.state {
+        ServiceState::Stopped => "stopped",
+        ServiceState::Waiting => "waiting",
+        ServiceState::Starting => "starting",
+        ServiceState::Ready => "ready",
+        ServiceState::Done => "done",
+        ServiceState::Stopping => "stopping",
+        ServiceState::BackOff => "backoff",
+        ServiceState::Failed => "failed",
+    };
+    ServiceRow {
+        name: service.name.clone(),
+        state: state.into(),
+        pid: service.pid,
+        ready_after_ms: service.ready_after_ms,
+        restarts: service.restarts,
+        last_exit: service.last_exit.as_ref().map(exit_text),
+        note: service.note.clone(),
+    }
+}
+
+/// How a process ended, in words.
+pub(crate) fn exit_text(exit: &ExitStatus) -> String {
+    match exit {
+        ExitStatus::Exited(status) => format!("exit status {status}"),
+        ExitStatus::Signaled(signal) => format!("signal {signal}"),
+        ExitStatus::DeadlinePassed => "killed at its deadline".into(),
+        ExitStatus::NotStarted(why) => format!("not started: {why}"),
+    }
+}
+
+/// Sizes of the file systems that hold what must last.
+pub(crate) fn storage(paths: &Paths) -> Vec<StorageRow> {
+    let row = |path: &str| {
+        let fs = rustix::fs::statvfs(&paths.at(path)).ok()?;
+        Some(StorageRow {
+            path: path.into(),
+            total_bytes: fs.f_blocks * fs.f_frsize,
+            free_bytes: fs.f_bavail * fs.f_frsize,
+        })
+    };
+    ["/data/pg", "/state"].into_iter().filter_map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn protection_of(nodes: usize, serving: bool) -> (Protection, String) {
+        let identity = Identity { name: "a".into(), cluster: None, site: String::new(), nodes };
+        protection(&identity, &PgState { serving, ..PgState::default() })
+    }
+
+    #[test]
+    fn a_lone_node_of_a_pair_is_not_called_single() {
+        assert_eq!(protection_of(1, true).0, Protection::Single);
+        assert_eq!(protection_of(2, true).0, Protection::Exposed);
+        let (level, reason) = protection_of(1, false);
+        assert_eq!((level, &*reason), (Protection::Down, "PostgreSQL is waiting: bring-up has not begun"));
+    }
+}
