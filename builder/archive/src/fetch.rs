@@ -86,16 +86,17 @@ impl Sources {
         }
         let (name, version) = (package.name.clone(), package.version.clone());
         let archive = self.archives.iter().zip(clients).find(|(archive, _)| archive.suite == package.suite);
-        let Some((archive, client)) = archive else {
+        let base = archive.map_or(package.suite.as_str(), |(archive, _)| archive.base.as_str());
+        let url = format!("{base}/{}", package.path);
+        if options.offline {
+            let what = format!("package {name} {version}");
+            return Err(ArchiveError::Offline { what, cache: cache.root().to_owned(), url });
+        }
+        let Some((_, client)) = archive else {
             let known =
                 self.archives.iter().map(|archive| archive.suite.as_str()).collect::<Vec<_>>().join(", ");
             return Err(ArchiveError::NoSource { name, version, suite: package.suite.clone(), known });
         };
-        let url = format!("{}/{}", archive.base, package.path);
-        if options.offline {
-            let what = format!("package {name} {version} ({})", package.path);
-            return Err(ArchiveError::Offline { what, cache: cache.root().to_owned(), url });
-        }
         if package.size > PACKAGE_BYTES_MAX {
             return Err(ArchiveError::TooLarge { url, limit: PACKAGE_BYTES_MAX });
         }

@@ -168,7 +168,9 @@ impl Archive {
     }
 
     fn verify(&self, signed: &[u8], url: &str) -> Result<Release, ArchiveError> {
-        let text = gpgv::verify(signed, &self.keyring)
+        let keyring =
+            self.keyring.as_ref().ok_or_else(|| ArchiveError::NoKeyring { mirror: self.base.clone() })?;
+        let text = gpgv::verify(signed, keyring)
             .map_err(|source| ArchiveError::Signature { url: url.to_owned(), source })?;
         Release::parse(&text).map_err(|source| ArchiveError::Release { url: url.to_owned(), source })
     }

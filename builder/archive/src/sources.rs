@@ -68,8 +68,8 @@ pub struct Archive {
     pub base: String,
     /// Codename of the suite.
     pub suite: String,
-    /// Whose signature counts.
-    pub keyring: Keyring,
+    /// Whose signature counts. Only a build from a lock file can do without.
+    pub keyring: Option<Keyring>,
     /// Whether Valid-Until is looked at.
     pub check_valid_until: bool,
     /// The Origin that its Release file must name. Set for sources found in apt's configuration, where another
@@ -98,9 +98,20 @@ impl Sources {
     /// Finds the sources from the host's apt configuration, the environment and the definition, in rising order.
     ///
     /// # Errors
-    /// No mirror or no keyring is known, or a setting cannot be used; the text says how to give them.
+    /// No mirror is known, or a setting cannot be used; the text says how to give it.
     pub fn discover(overrides: &Overrides) -> Result<Self, ArchiveError> {
         Self::from_layers(overrides, &Environment::from_process(), HostApt::read()?.as_ref())
+    }
+
+    /// Sources without a mirror: for a build from a lock file whose packages are all in the cache.
+    pub fn cache_only(suite: &str, arch: &str) -> Self {
+        Self {
+            suite: suite.to_owned(),
+            arch: arch.to_owned(),
+            components: Vec::new(),
+            archives: Vec::new(),
+            proxies: Proxies::default(),
+        }
     }
 
     /// As `discover`, with the environment and the host's configuration given.
@@ -155,7 +166,7 @@ impl Layers<'_> {
         };
         if let Some((mirror, place)) = given {
             let suites = self.overrides.suites.clone().unwrap_or_else(default_suites);
-            return suites.into_iter().map(|suite| self.given(mirror, suite, place)).collect();
+            return Ok(suites.into_iter().map(|suite| self.given(mirror, suite, place)).collect());
         }
         let mut archives = Vec::new();
         for wanted in self.overrides.suites.clone().unwrap_or_else(default_suites) {
@@ -176,7 +187,7 @@ impl Layers<'_> {
         };
         match given {
             Some((mirror, _)) if mirror == "none" => Ok(None),
-            Some((mirror, place)) => self.given(mirror, suite, place).map(Some),
+            Some((mirror, place)) => Ok(Some(self.given(mirror, suite, place))),
             None => self.configured(&suite),
         }
     }
@@ -185,20 +196,20 @@ impl Layers<'_> {
         self.overrides.keyring.as_ref().or(self.environment.keyring.as_ref()).map(Keyring::file)
     }
 
-    fn given(&self, mirror: &str, suite: String, place: &str) -> Result<Archive, ArchiveError> {
+    fn given(&self, mirror: &str, suite: String, place: &str) -> Archive {
         // Without a keyring of its own the mirror is held to be one of the archive that the host's apt trusts.
         let host = || {
             self.host_entry(&self.overrides.suite).ok().flatten().and_then(|entry| self.host_keyring(&entry))
         };
         let keyring = self.keyring().or_else(host);
-        Ok(Archive {
+        Archive {
             base: mirror.trim_end_matches('/').to_owned(),
             suite,
-            keyring: keyring.ok_or_else(|| ArchiveError::NoKeyring { mirror: mirror.to_owned() })?,
+            keyring,
             check_valid_until: self.host.is_none_or(|host| host.check_valid_until),
             origin: None,
             place: place.to_owned(),
-        })
+        }
     }
 
     fn configured(&self, suite: &str) -> Result<Option<Archive>, ArchiveError> {
@@ -207,7 +218,7 @@ impl Layers<'_> {
         };
         let keyring = self.keyring().or_else(|| self.host_keyring(&entry));
         Ok(Some(Archive {
-            keyring: keyring.ok_or_else(|| ArchiveError::NoKeyring { mirror: entry.uri.clone() })?,
+            keyring,
             check_valid_until: entry.check_valid_until.unwrap_or(host.check_valid_until),
             base: entry.uri,
             suite: entry.suite,
