@@ -1,13 +1,54 @@
 //! PID 1: initrd stage, early boot phases, service core.
 
+mod boot;
+mod cgroup;
 mod clock;
+mod core;
+mod exec;
+mod helper;
 mod initrd;
 mod log;
 mod modalias;
 mod modules;
 mod mounts;
+mod notify;
+mod power;
+mod services;
 mod uevent;
 
-fn main() {
-    initrd::run()
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Between the last message and the reset, so that somebody can read it.
+const PAUSE_BEFORE_RESET_MS: u64 = 10_000;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let first = std::process::id() == 1;
+    match words.as_slice() {
+        ["--phase", name] if !first => helper::run(name),
+        ["-q", "--", name] if !first => helper::modprobe(name),
+        _ if first && !Path::new(boot::TABLE).exists() && Path::new(modules::INDEX).exists() => initrd::run(),
+        _ if first => pid1(),
+        _ => {
+            eprintln!("init: PID 1 of a Dyad image; started by the kernel, not by hand");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn pid1() -> ExitCode {
+    match core::Core::boot() {
+        Ok(core) => core.run(),
+        Err(error) => {
+            log::critical!("PID 1 cannot begin: {error}");
+            if boot::in_container() {
+                return ExitCode::FAILURE;
+            }
+            clock::pause_ms(PAUSE_BEFORE_RESET_MS);
+            let _ = rustix::system::reboot(rustix::system::RebootCommand::Restart);
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -1,0 +1,172 @@
+//! Early boot in the root: mounts, directories, kernel settings. Everything here is quick and cannot wait for a device;
+//! what can is an early boot phase in a helper process.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::path::Path;
+
+use dyad_spec::compiled::{ImageTable, TableError};
+
+use crate::log::{info, warning};
+use crate::{clock, log, mounts};
+
+/// The image's table.
+pub(crate) const TABLE: &str = "/usr/lib/dyad/image.bin";
+/// PID 1's own runtime directory.
+pub(crate) const RUNTIME: &str = "/run/dyad";
+const MODPROBE: &str = "/proc/sys/kernel/modprobe";
+/// Datagrams that a unix socket queues: journald must be able to be down for a moment.
+const DATAGRAM_QUEUE: &str = "4096\n";
+
+/// Why there is nothing to run.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The table is not readable.
+    #[error("cannot read {TABLE}: {0}")]
+    Read(#[from] io::Error),
+    /// The table is not a table.
+    #[error("{TABLE}: {0}")]
+    Decode(#[from] TableError),
+    /// A kernel file system is missing.
+    #[error(transparent)]
+    Mount(#[from] mounts::MountError),
+}
+
+/// Reads the table.
+pub(crate) fn table() -> Result<ImageTable, Error> {
+    Ok(ImageTable::decode(&fs::read(TABLE)?)?)
+}
+
+/// Whether this is a container: no devices, no disks, no kernel settings.
+pub(crate) fn in_container() -> bool {
+    std::env::var_os("container").is_some()
+}
+
+/// Makes the machine ready for its first service.
+pub(crate) fn prepare(container: bool) -> Result<ImageTable, Error> {
+    let began = clock::boot_ms();
+    mounts::mount_all(mounts::FIRST)?;
+    if !container {
+        log::open();
+    }
+    mounts::mount_all(mounts::REST)?;
+    let table = table()?;
+    if !container {
+        kernel_settings(&table);
+    }
+    // Before any socket is bound.
+    try_write("/proc/sys/net/unix/max_dgram_qlen", DATAGRAM_QUEUE);
+    directories(&table);
+    device_links();
+    identity(&table);
+    let took = clock::boot_ms().saturating_sub(began);
+    info!("early {}.{:03}s ({} {})", took / 1000, took % 1000, table.name, table.version);
+    Ok(table)
+}
+
+fn try_write(path: &str, text: &str) {
+    if let Err(error) = fs::write(path, text) {
+        warning!("cannot write {:?} to {path}: {error}", text.trim());
+    }
+}
+
+fn kernel_settings(table: &ImageTable) {
+    for (name, value) in &table.sysctls {
+        try_write(&format!("/proc/sys/{}", name.replace('.', "/")), &format!("{value}\n"));
+    }
+    // The kernel calls this with `-q -- NAME` when it wants a module; there is no other modprobe.
+    if Path::new(MODPROBE).exists() {
+        try_write(MODPROBE, "/usr/lib/dyad/init\n");
+    }
+    // Ctrl-Alt-Del becomes a SIGINT for PID 1 instead of an instant reset.
+    let _ = rustix::system::reboot(rustix::system::RebootCommand::CadOff);
+}
+
+fn directories(table: &ImageTable) {
+    let own = [(RUNTIME, 0o755), ("/run/dyad/etc", 0o755), ("/run/systemd", 0o755), ("/run/systemd/journal", 0o755)];
+    for (path, mode) in own {
+        directory(path, mode, 0, 0);
+    }
+    for dir in &table.directories {
+        // Below /state and /data nothing is there yet: the phases make what is theirs.
+        if !dir.path.starts_with("/state/") && !dir.path.starts_with("/data/") {
+            directory(&dir.path, dir.mode, dir.uid, dir.gid);
+        }
+    }
+    for link in &table.links {
+        make_link(&link.target, &link.path);
+    }
+    make_link("/run", "/var/run");
+    make_link("/run/lock", "/var/lock");
+    directory("/run/lock", 0o1777, 0, 0);
+}
+
+fn directory(path: &str, mode: u16, uid: u32, gid: u32) {
+    let made = fs::create_dir_all(path)
+        .and_then(|()| chown(path, Some(uid), Some(gid)))
+        .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(u32::from(mode))));
+    if let Err(error) = made {
+        warning!("cannot make the directory {path}: {error}");
+    }
+}
+
+fn make_link(target: &str, path: &str) {
+    match symlink(target, path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => warning!("cannot link {path} to {target}: {error}"),
+    }
+}
+
+fn device_links() {
+    for (target, path) in [
+        ("/proc/self/fd", "/dev/fd"),
+        ("/proc/self/fd/0", "/dev/stdin"),
+        ("/proc/self/fd/1", "/dev/stdout"),
+        ("/proc/self/fd/2", "/dev/stderr"),
+        ("/run/systemd/journal/dev-log", "/dev/log"),
+    ] {
+        make_link(target, path);
+    }
+}
+
+/// Host name, hosts, and a machine id for this boot; phase `state` puts the lasting one in its place.
+fn identity(table: &ImageTable) {
+    let id = fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default();
+    write_once("/run/dyad/etc/machine-id", &id.replace('-', ""));
+    write_once("/run/dyad/etc/hostname", &format!("{}\n", table.name));
+    write_once("/run/dyad/etc/hosts", "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n");
+    write_once("/run/dyad/etc/resolv.conf", "");
+    let name = fs::read_to_string("/run/dyad/etc/hostname").unwrap_or_default();
+    if let Err(error) = rustix::system::sethostname(name.trim().as_bytes()) {
+        warning!("cannot set the host name {:?}: {error}", name.trim());
+    }
+}
+
+fn write_once(path: &str, text: &str) {
+    if !Path::new(path).exists() {
+        try_write(path, text);
+    }
+}
+
+/// Opens device nodes to those who need them; devtmpfs makes them for root only. Called again after each coldplug.
+pub(crate) fn device_permissions() {
+    for (path, mode) in [
+        ("/dev/null", 0o666),
+        ("/dev/zero", 0o666),
+        ("/dev/full", 0o666),
+        ("/dev/random", 0o666),
+        ("/dev/urandom", 0o666),
+        ("/dev/tty", 0o666),
+        ("/dev/ptmx", 0o666),
+        ("/dev/kvm", 0o666),
+        ("/dev/vhost-net", 0o666),
+        ("/dev/net/tun", 0o666),
+        ("/dev/fuse", 0o666),
+    ] {
+        if Path::new(path).exists() {
+            let _ = fs::set_permissions(path, fs::Permissions::from_mode(mode));
+        }
+    }
+}

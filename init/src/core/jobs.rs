@@ -1,0 +1,429 @@
+//! Programs that run to their end: early boot phases, coldplug, steps of the shutdown, and what the supervisor asks for.
+//! Each has a cgroup, a deadline and bounded output.
+
+use dyad_api::control::{Answer, CAPTURE_MAX, ExitStatus, Finished, Oneshot, PhaseState, Refusal};
+use dyad_sys::signals::Exit;
+use rustix::event::epoll;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::{Core, Token};
+use crate::cgroup::Group;
+use crate::exec::{self, Output, Program};
+use crate::log::{error, warning};
+use crate::{boot, clock};
+
+/// Jobs at the same time.
+const JOBS_MAX: usize = 64;
+/// A killed job whose cgroup does not empty in this time is given up: its processes hang in the kernel.
+const GIVE_UP_MS: u64 = 5_000;
+/// Output of a helper that is kept: its last lines are a phase's note.
+const HELPER_CAPTURE: u32 = 2048;
+/// Status of a helper that changed something.
+pub(crate) const STATUS_CHANGED: i32 = 10;
+/// This program, for helpers.
+const SELF: &str = "/usr/lib/dyad/init";
+
+/// What a job is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// An early boot phase.
+    Phase(usize),
+    /// A coldplug after devices came.
+    Devices,
+    /// A step of the shutdown.
+    Step,
+    /// Asked for by this client in this request.
+    Oneshot(u16, u32),
+}
+
+/// The last bytes of an output.
+#[derive(Debug)]
+struct Tail {
+    bytes: Vec<u8>,
+    max: usize,
+}
+
+impl Tail {
+    fn new(max: usize) -> Self {
+        Self { bytes: Vec::new(), max }
+    }
+
+    fn push(&mut self, new: &[u8]) {
+        let new = &new[new.len().saturating_sub(self.max)..];
+        let over = (self.bytes.len() + new.len()).saturating_sub(self.max);
+        self.bytes.drain(..over);
+        self.bytes.extend_from_slice(new);
+    }
+}
+
+#[derive(Debug)]
+struct Job {
+    kind: Kind,
+    name: String,
+    group_name: String,
+    group: Group,
+    pid: u32,
+    exit: Option<Exit>,
+    /// Its cgroup was killed because time was up, or because nobody waits for it any more.
+    killed: bool,
+    timed_out: bool,
+    out: (Option<OwnedFd>, Tail),
+    err: (Option<OwnedFd>, Tail),
+    started_ms: u64,
+    deadline_ms: u64,
+}
+
+/// All jobs, by number.
+#[derive(Debug)]
+pub(super) struct Jobs {
+    list: Vec<Option<Job>>,
+}
+
+impl Jobs {
+    pub(super) fn new() -> Self {
+        Self { list: Vec::with_capacity(JOBS_MAX) }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Job> {
+        self.list.iter().flatten()
+    }
+
+    pub(super) fn next_deadline_ms(&self) -> Option<u64> {
+        self.all().map(|job| job.deadline_ms).min()
+    }
+
+    /// Whether a job's end only waits for its cgroup to empty.
+    pub(super) fn awaits_empty(&self) -> bool {
+        self.all().any(|job| job.exit.is_some())
+    }
+
+    pub(super) fn runs_coldplug(&self) -> bool {
+        self.all().any(|job| matches!(job.kind, Kind::Devices | Kind::Phase(0)))
+    }
+
+    pub(super) fn runs_step(&self) -> bool {
+        self.all().any(|job| job.kind == Kind::Step)
+    }
+
+    pub(super) fn is_busy(&self, name: &str) -> bool {
+        self.all().any(|job| job.name == name)
+    }
+}
+
+/// What a job's program is.
+struct Order<'a> {
+    name: &'a str,
+    suffix: &'a str,
+    exec: &'a [String],
+    env: &'a [(String, String)],
+    cwd: &'a str,
+    uid: u32,
+    gid: u32,
+    deadline_ms: u32,
+    capture_max: u32,
+}
+
+impl Core {
+    /// Runs this program as `init --phase NAME` in a process of its own.
+    pub(super) fn start_helper(&mut self, name: &str, kind: Kind, deadline_ms: u32) -> std::io::Result<()> {
+        let exec = [SELF.to_owned(), "--phase".to_owned(), name.to_owned()];
+        let order = Order {
+            name,
+            suffix: "phase",
+            exec: &exec,
+            env: &[],
+            cwd: "/",
+            uid: 0,
+            gid: 0,
+            deadline_ms,
+            capture_max: HELPER_CAPTURE,
+        };
+        self.start_job(kind, &order)
+    }
+
+    /// Runs what a client asked for. `None`: it runs; the answer comes when it ended.
+    pub(super) fn start_oneshot(&mut self, client: u16, id: u32, wanted: &Oneshot) -> Option<Refusal> {
+        if let Some(text) = invalid(wanted) {
+            return Some(Refusal::Invalid(text));
+        }
+        if self.machine.is_shutting_down() {
+            return Some(Refusal::ShuttingDown);
+        }
+        if self.jobs.is_busy(&wanted.name) {
+            return Some(Refusal::Busy(wanted.name.clone()));
+        }
+        let order = Order {
+            name: &wanted.name,
+            suffix: "oneshot",
+            exec: &wanted.exec,
+            env: &wanted.env,
+            cwd: &wanted.cwd,
+            uid: wanted.uid,
+            gid: wanted.gid,
+            deadline_ms: wanted.deadline_ms,
+            capture_max: wanted.capture_max.min(CAPTURE_MAX),
+        };
+        let started = self.start_job(Kind::Oneshot(client, id), &order);
+        started.err().map(|error| Refusal::Failed(format!("cannot start one-shot {:?}: {error}", wanted.name)))
+    }
+
+    fn start_job(&mut self, kind: Kind, order: &Order<'_>) -> std::io::Result<()> {
+        if self.jobs.all().count() >= JOBS_MAX {
+            return Err(std::io::Error::other(format!("{JOBS_MAX} jobs run already")));
+        }
+        let group_name = format!("{}.{}", order.name, order.suffix);
+        let group = self.slice.group(&group_name)?;
+        let (out, out_child) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (err, err_child) = pipe_with(PipeFlags::CLOEXEC)?;
+        let keep = |fd: OwnedFd| -> std::io::Result<OwnedFd> {
+            // The child's end blocks, as programs expect; ours never does.
+            rustix::fs::fcntl_setfl(&fd, OFlags::NONBLOCK)?;
+            dyad_sys::spawn::keep(fd)
+        };
+        let (out, err) = (keep(out)?, keep(err)?);
+        let program = Program {
+            exec: order.exec,
+            env: order.env,
+            cwd: order.cwd,
+            uid: order.uid,
+            gid: order.gid,
+            groups: &[],
+            capabilities: None,
+            nofile: 0,
+            oom_score_adj: 0,
+            no_new_privs: false,
+            output: Output::Pipes(out_child.as_fd(), err_child.as_fd()),
+            listen: &[],
+            notify: false,
+            watchdog_ms: 0,
+        };
+        let pid = dyad_sys::spawn::spawn(Some(group.fd()), || exec::become_program(&program))?;
+        let at = self.jobs.list.iter().position(Option::is_none).unwrap_or(self.jobs.list.len());
+        for (fd, token) in [(&out, Token::JobOut(at as u16)), (&err, Token::JobErr(at as u16))] {
+            epoll::add(&self.epoll, fd, token.data(), epoll::EventFlags::IN)?;
+        }
+        let now = clock::boot_ms();
+        let capture = order.capture_max as usize;
+        let job = Job {
+            kind,
+            name: order.name.to_owned(),
+            group_name,
+            group,
+            pid,
+            exit: None,
+            killed: false,
+            timed_out: false,
+            out: (Some(out), Tail::new(capture)),
+            err: (Some(err), Tail::new(capture)),
+            started_ms: now,
+            deadline_ms: now + u64::from(order.deadline_ms.max(1)),
+        };
+        if at == self.jobs.list.len() {
+            self.jobs.list.push(None);
+        }
+        self.jobs.list[at] = Some(job);
+        Ok(())
+    }
+
+    /// Reads what a job wrote; an end of file closes the pipe.
+    pub(super) fn read_job(&mut self, at: u16, standard: bool) {
+        let Some(job) = self.jobs.list.get_mut(usize::from(at)).and_then(Option::as_mut) else { return };
+        let (fd, tail) = if standard { &mut job.out } else { &mut job.err };
+        let mut bytes = [0u8; 8192];
+        while let Some(open) = fd {
+            match rustix::io::read(&*open, &mut bytes[..]) {
+                Ok(0) => *fd = None,
+                Ok(length) => tail.push(&bytes[..length]),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return,
+                Err(errno) => {
+                    warning!("output of job {}: {errno}", job.name);
+                    *fd = None;
+                }
+            }
+        }
+    }
+
+    /// Whether the process was a job's.
+    pub(super) fn job_exited(&mut self, pid: u32, exit: Exit) -> bool {
+        let Some(job) = self.jobs.list.iter_mut().flatten().find(|job| job.pid == pid && job.exit.is_none()) else {
+            return false;
+        };
+        job.exit = Some(exit);
+        // What it left behind does not outlive it.
+        let _ = job.group.kill();
+        job.deadline_ms = clock::boot_ms() + GIVE_UP_MS;
+        true
+    }
+
+    /// The jobs of a client that went away end.
+    pub(super) fn kill_jobs_of(&mut self, client: u16) {
+        for job in self.jobs.list.iter_mut().flatten() {
+            if matches!(job.kind, Kind::Oneshot(owner, _) if owner == client) {
+                // No client has this number: nobody gets the answer.
+                job.kind = Kind::Oneshot(u16::MAX, 0);
+                job.killed = true;
+                let _ = job.group.kill();
+            }
+        }
+    }
+
+    /// Kills the jobs of all clients, for the shutdown.
+    pub(super) fn kill_jobs(&mut self) {
+        for job in self.jobs.list.iter_mut().flatten() {
+            job.killed = true;
+            let _ = job.group.kill();
+        }
+    }
+
+    /// Deadlines and ends.
+    pub(super) fn settle_jobs(&mut self, now: u64) {
+        for at in 0..self.jobs.list.len() {
+            let Some(job) = self.jobs.list[at].as_mut() else { continue };
+            let over = now >= job.deadline_ms;
+            if job.exit.is_some() && job.group.is_empty() || job.killed && over {
+                self.finish_job(at);
+            } else if over && !job.killed {
+                job.killed = true;
+                job.timed_out = job.exit.is_none();
+                job.deadline_ms = now + GIVE_UP_MS;
+                if let Err(errno) = job.group.kill() {
+                    error!("job {}: cannot kill its cgroup: {errno}", job.name);
+                }
+            }
+        }
+    }
+
+    fn finish_job(&mut self, at: usize) {
+        // Everything in the cgroup is gone, so what the pipes hold is all there will be.
+        self.read_job(at as u16, true);
+        self.read_job(at as u16, false);
+        let Some(job) = self.jobs.list[at].take() else { return };
+        self.slice.remove(&job.group_name);
+        let took_ms = clock::boot_ms().saturating_sub(job.started_ms) as u32;
+        let status = match (job.timed_out, job.exit) {
+            (true, _) | (_, None) => ExitStatus::DeadlinePassed,
+            (_, Some(Exit::Status(status))) => {
+                let not_started = (exec::NOT_STARTED_MIN..=exec::NOT_STARTED_MAX).contains(&status);
+                let reason = String::from_utf8_lossy(&job.err.1.bytes);
+                match reason.trim_end().strip_prefix("dyad: not started: ").filter(|_| not_started) {
+                    Some(reason) => ExitStatus::NotStarted(reason.to_owned()),
+                    None => ExitStatus::Exited(status),
+                }
+            }
+            (_, Some(Exit::Signal(signal))) => ExitStatus::Signaled(signal),
+        };
+        match job.kind {
+            Kind::Phase(phase) => {
+                let (state, note) = phase_result(&status, &job.out.1.bytes, &job.err.1.bytes);
+                if phase == 0 {
+                    self.devices_are_up();
+                }
+                self.end_phase(phase, state, note);
+                self.coldplug_if_changed();
+            }
+            Kind::Devices => {
+                self.devices_are_up();
+                self.coldplug_if_changed();
+            }
+            Kind::Step => {
+                let (state, note) = phase_result(&status, &job.out.1.bytes, &job.err.1.bytes);
+                if state == PhaseState::Failed {
+                    error!("shutdown: {}: {note}", job.name);
+                }
+            }
+            Kind::Oneshot(client, id) => {
+                let finished =
+                    Finished { status, stdout: job.out.1.bytes, stderr: job.err.1.bytes, took_ms };
+                self.reply(client, id, Ok(Answer::Finished(finished)));
+            }
+        }
+    }
+
+    /// After a coldplug: new nodes may need other permissions, and the watchdog may be among them.
+    fn devices_are_up(&mut self) {
+        boot::device_permissions();
+        self.open_watchdog();
+    }
+}
+
+fn phase_result(status: &ExitStatus, out: &[u8], err: &[u8]) -> (PhaseState, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().replace('\n', "; ");
+    match status {
+        ExitStatus::Exited(0) => (PhaseState::Unchanged, text(out)),
+        ExitStatus::Exited(STATUS_CHANGED) => (PhaseState::Changed, text(out)),
+        ExitStatus::Exited(1) => (PhaseState::Failed, text(err)),
+        ExitStatus::DeadlinePassed => (PhaseState::Failed, format!("did not end in time; {}", text(err))),
+        ExitStatus::Exited(status) => (PhaseState::Failed, format!("status {status}; {}", text(err))),
+        ExitStatus::Signaled(signal) => (PhaseState::Failed, format!("ended by signal {signal}; {}", text(err))),
+        ExitStatus::NotStarted(reason) => (PhaseState::Failed, reason.clone()),
+    }
+}
+
+/// What is wrong with a request, and what is accepted.
+fn invalid(wanted: &Oneshot) -> Option<String> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    if wanted.name.is_empty() || wanted.name.len() > 64 || !wanted.name.bytes().all(plain) {
+        return Some(format!("name {:?}: accepted are 1 to 64 letters, digits, `-`, `_`", wanted.name));
+    }
+    if !wanted.exec.first().is_some_and(|path| path.starts_with('/')) {
+        return Some("exec: the first word is the absolute path of a program".to_owned());
+    }
+    let strings = wanted.exec.iter().chain(wanted.env.iter().flat_map(|(name, value)| [name, value]));
+    if strings.into_iter().any(|s| s.contains('\0')) {
+        return Some("exec, env: no zero bytes are accepted".to_owned());
+    }
+    (!wanted.cwd.starts_with('/')).then(|| format!("cwd {:?}: an absolute path is accepted", wanted.cwd))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tail_keeps_the_last_bytes() {
+        let mut tail = Tail::new(5);
+        tail.push(b"abc");
+        tail.push(b"defg");
+        assert_eq!(tail.bytes, b"cdefg");
+        tail.push(b"0123456789");
+        assert_eq!(tail.bytes, b"56789");
+        let mut none = Tail::new(0);
+        none.push(b"abc");
+        assert!(none.bytes.is_empty());
+    }
+
+    #[test]
+    fn requests_are_checked() {
+        let good = Oneshot {
+            name: "initdb".into(),
+            exec: vec!["/usr/bin/initdb".into()],
+            env: vec![],
+            uid: 0,
+            gid: 0,
+            cwd: "/".into(),
+            deadline_ms: 1,
+            capture_max: 0,
+        };
+        assert_eq!(invalid(&good), None);
+        for bad in [
+            Oneshot { name: "a/b".into(), ..good.clone() },
+            Oneshot { exec: vec![], ..good.clone() },
+            Oneshot { exec: vec!["initdb".into()], ..good.clone() },
+            Oneshot { env: vec![("A".into(), "\0".into())], ..good.clone() },
+            Oneshot { cwd: String::new(), ..good.clone() },
+        ] {
+            assert!(invalid(&bad).is_some(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_phase_tells_what_it_did_or_why_not() {
+        assert_eq!(phase_result(&ExitStatus::Exited(10), b"made x\n", b""), (PhaseState::Changed, "made x".into()));
+        let (state, note) = phase_result(&ExitStatus::Signaled(9), b"", b"half way\n");
+        assert_eq!((state, note.as_str()), (PhaseState::Failed, "ended by signal 9; half way"));
+    }
+}

@@ -1,0 +1,382 @@
+//! PID 1's loop: one thread, one epoll, everything else is an event.
+
+mod bound;
+mod clients;
+mod fence;
+mod jobs;
+mod notices;
+mod requests;
+mod shutdown;
+mod supervise;
+
+use dyad_api::control::{Event as Told, Phase, PhaseState};
+use dyad_spec::compiled::ImageTable;
+use dyad_sys::signals::{self, Children};
+use nix::sys::signal::SigSet;
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::epoll;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::Errno;
+
+use crate::cgroup::{Group, Slice};
+use crate::log::{error, info, warning};
+use crate::services::{Event, Machine};
+use crate::{boot, clock, uevent};
+
+pub(crate) use jobs::STATUS_CHANGED;
+
+use bound::Bound;
+use clients::Clients;
+use jobs::Jobs;
+
+/// Longest sleep of the loop: how late a lost event is noticed, and how often the watchdog is fed at least.
+const SLEEP_MAX_MS: u64 = 5_000;
+/// While a cgroup should become empty, how often that is looked at besides each child's end.
+const EMPTY_POLL_MS: u64 = 20;
+/// Events taken from epoll at once.
+const EVENTS: usize = 64;
+/// Children reaped before other events get their turn.
+const REAP_MAX: usize = 256;
+
+/// The early boot phases in their order, with deadlines in milliseconds. `modules` runs beside the others.
+pub(crate) const PHASES: [(&str, u32); 5] =
+    [("modules", 60_000), ("grow", 60_000), ("state", 120_000), ("data", 300_000), ("esp", 30_000)];
+
+/// What an epoll event is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Token {
+    Signals,
+    Notify,
+    Control,
+    Devices,
+    Power,
+    Client(u16),
+    JobOut(u16),
+    JobErr(u16),
+    Stored(u16),
+}
+
+impl Token {
+    fn data(self) -> epoll::EventData {
+        let (kind, index) = match self {
+            Token::Signals => (0u64, 0),
+            Token::Notify => (1, 0),
+            Token::Control => (2, 0),
+            Token::Devices => (3, 0),
+            Token::Power => (4, 0),
+            Token::Client(at) => (5, at),
+            Token::JobOut(at) => (6, at),
+            Token::JobErr(at) => (7, at),
+            Token::Stored(at) => (8, at),
+        };
+        epoll::EventData::new_u64(kind << 32 | u64::from(index))
+    }
+
+    fn from_data(data: u64) -> Option<Self> {
+        let at = data as u16;
+        Some(match data >> 32 {
+            0 => Token::Signals,
+            1 => Token::Notify,
+            2 => Token::Control,
+            3 => Token::Devices,
+            4 => Token::Power,
+            5 => Token::Client(at),
+            6 => Token::JobOut(at),
+            7 => Token::JobErr(at),
+            8 => Token::Stored(at),
+            _ => return None,
+        })
+    }
+}
+
+/// Everything PID 1 knows.
+pub(crate) struct Core {
+    container: bool,
+    image: (String, String),
+    boot_id: [u8; 16],
+    reexecs: u32,
+    epoll: OwnedFd,
+    signals: SignalFd,
+    devices: Option<OwnedFd>,
+    /// Devices came while a coldplug was running: run another.
+    devices_changed: bool,
+    power: Option<OwnedFd>,
+    slice: Slice,
+    groups: Vec<Group>,
+    machine: Machine,
+    bound: Bound,
+    clients: Clients,
+    jobs: Jobs,
+    phases: Vec<Phase>,
+    marks: Vec<(String, u64)>,
+    fence: fence::Fence,
+    shutdown: Option<shutdown::Progress>,
+}
+
+/// Why PID 1 could not begin.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error(transparent)]
+    Boot(#[from] boot::Error),
+    #[error("cannot {what}: {source}")]
+    Call { what: &'static str, source: Errno },
+    #[error("cannot bind {path}: {source}")]
+    Bind { path: String, source: std::io::Error },
+}
+
+fn call(what: &'static str) -> impl FnOnce(Errno) -> StartError {
+    move |source| StartError::Call { what, source }
+}
+
+impl Core {
+    /// Boots the root and sets everything up.
+    pub(crate) fn boot() -> Result<Self, StartError> {
+        let container = boot::in_container();
+        let table = boot::prepare(container)?;
+        boot::device_permissions();
+        let mut boot_id = [0; 16];
+        rustix::rand::getrandom(&mut boot_id, rustix::rand::GetRandomFlags::NONBLOCK)
+            .map_err(call("mint the boot id"))?;
+        let mut core = Self::new(table, container, boot_id)?;
+        core.marks.push(("early".to_owned(), clock::boot_ms()));
+        core.begin_phases();
+        for id in core.machine.ids() {
+            if core.machine.specs()[usize::from(id)].autostart {
+                core.step(Event::Start(id));
+            }
+        }
+        Ok(core)
+    }
+
+    fn new(table: ImageTable, container: bool, boot_id: [u8; 16]) -> Result<Self, StartError> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(call("create an epoll"))?;
+        signals::set_mask(true);
+        let signals = SignalFd::with_flags(&SigSet::all(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+            .map_err(|errno| StartError::Call {
+                what: "create a signalfd",
+                source: Errno::from_raw_os_error(errno as i32),
+            })?;
+        let slice = Slice::prepare().map_err(call("prepare the cgroups"))?;
+        let mut groups = Vec::with_capacity(table.services.len());
+        for service in &table.services {
+            let group = slice.group(&format!("{}.service", service.name));
+            groups.push(group.map_err(call("make a service's cgroup"))?);
+        }
+        let devices = if container { None } else { uevent::open().ok() };
+        let power = if container { None } else { crate::power::open() };
+        let bound = Bound::open(&table.services)?;
+        let names: Vec<&str> = PHASES.iter().map(|(name, _)| *name).collect();
+        let core = Self {
+            container,
+            image: (table.name, table.version),
+            boot_id,
+            reexecs: 0,
+            epoll,
+            signals,
+            devices,
+            devices_changed: false,
+            power,
+            slice,
+            groups,
+            machine: Machine::new(table.services, &names),
+            bound,
+            clients: Clients::new(),
+            jobs: Jobs::new(),
+            phases: names.iter().map(|name| waiting_phase(name)).collect(),
+            marks: vec![("kernel".to_owned(), 0)],
+            fence: fence::Fence::default(),
+            shutdown: None,
+        };
+        core.watch(core.signals.as_fd(), Token::Signals)?;
+        core.watch(core.bound.notify.as_fd(), Token::Notify)?;
+        core.watch(core.bound.control.as_fd(), Token::Control)?;
+        if let Some(fd) = &core.devices {
+            core.watch(fd.as_fd(), Token::Devices)?;
+        }
+        if let Some(fd) = &core.power {
+            core.watch(fd.as_fd(), Token::Power)?;
+        }
+        Ok(core)
+    }
+
+    fn watch(&self, fd: rustix::fd::BorrowedFd<'_>, token: Token) -> Result<(), StartError> {
+        epoll::add(&self.epoll, fd, token.data(), epoll::EventFlags::IN).map_err(call("watch a descriptor"))
+    }
+
+    /// The loop.
+    pub(crate) fn run(mut self) -> ! {
+        let mut events = Vec::with_capacity(EVENTS);
+        loop {
+            self.turn(&mut events);
+        }
+    }
+
+    /// Sleeps until something happens, and deals with all of it.
+    fn turn(&mut self, events: &mut Vec<epoll::Event>) {
+        let timeout = self.sleep_ms();
+        let timeout =
+            rustix::event::Timespec { tv_sec: (timeout / 1000) as i64, tv_nsec: (timeout % 1000) as i64 * 1_000_000 };
+        events.clear();
+        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), Some(&timeout)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => error!("epoll: {errno}"),
+        }
+        // Notices before ends: a service that says READY=1 and exits has been ready.
+        for event in events.iter() {
+            if Token::from_data(event.data.u64()) == Some(Token::Notify) {
+                self.read_notices();
+            }
+        }
+        for event in events.iter() {
+            match Token::from_data(event.data.u64()) {
+                Some(Token::Signals) => self.read_signals(),
+                Some(Token::Control) => self.accept_client(),
+                Some(Token::Devices) => self.read_devices(),
+                Some(Token::Power) => self.read_power(),
+                Some(Token::Client(at)) => self.read_client(at),
+                Some(Token::JobOut(at)) => self.read_job(at, true),
+                Some(Token::JobErr(at)) => self.read_job(at, false),
+                Some(Token::Stored(at)) => self.drop_stored(at),
+                Some(Token::Notify) | None => {}
+            }
+        }
+        self.reap();
+        self.settle();
+    }
+
+    fn sleep_ms(&self) -> u64 {
+        let now = clock::boot_ms();
+        let deadlines = [
+            self.machine.next_deadline_ms(),
+            self.jobs.next_deadline_ms(),
+            self.fence.next_deadline_ms(),
+            self.shutdown.as_ref().map(|progress| progress.deadline_ms),
+            self.awaits_empty().then_some(now + EMPTY_POLL_MS),
+        ];
+        let next = deadlines.into_iter().flatten().min().unwrap_or(u64::MAX);
+        next.saturating_sub(now).min(SLEEP_MAX_MS)
+    }
+
+    /// What time and ends of processes bring about.
+    fn settle(&mut self) {
+        let now = clock::boot_ms();
+        self.check_empty();
+        if self.machine.next_deadline_ms().is_some_and(|at| at <= now) {
+            self.step(Event::Tick);
+        }
+        self.settle_jobs(now);
+        self.settle_fence();
+        self.settle_shutdown(now);
+    }
+
+    fn read_signals(&mut self) {
+        while let Ok(Some(info)) = self.signals.read_signal() {
+            let signal = info.ssi_signo as i32;
+            match signal {
+                nix::libc::SIGINT => self.ctrl_alt_del(),
+                nix::libc::SIGTERM => self.begin_shutdown(shutdown::POWER_OFF, "SIGTERM"),
+                nix::libc::SIGPWR => self.begin_shutdown(shutdown::POWER_OFF, "power failure (SIGPWR)"),
+                nix::libc::SIGHUP => self.begin_shutdown(shutdown::REBOOT, "SIGHUP"),
+                _ => {}
+            }
+        }
+    }
+
+    /// Until no ended child is left; what remains after many gets its turn in the next round.
+    fn reap(&mut self) {
+        for _ in 0..REAP_MAX {
+            match signals::peek() {
+                Ok(Children::Ended(pid, exit)) => {
+                    if !self.job_exited(pid, exit) {
+                        self.step(Event::Exited(pid, exit));
+                    }
+                    // Only now, with its end recorded: a crash in between finds the status again.
+                    if let Err(error) = signals::reap(pid) {
+                        warning!("cannot reap process {pid}: {error}");
+                    }
+                }
+                Ok(Children::Alive | Children::None) => return,
+                Err(error) => {
+                    error!("cannot wait for children: {error}");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn begin_phases(&mut self) {
+        if self.container {
+            for phase in &mut self.phases {
+                phase.state = PhaseState::Unchanged;
+                phase.note = "container".to_owned();
+            }
+            self.step(Event::Phases(u32::MAX));
+            return;
+        }
+        self.start_phase(0);
+        self.start_phase(1);
+    }
+
+    fn start_phase(&mut self, at: usize) {
+        let (name, deadline_ms) = PHASES[at];
+        self.phases[at].state = PhaseState::Running;
+        self.phases[at].started_ms = clock::boot_ms();
+        self.tell(&Told::Phase(self.phases[at].clone()));
+        if let Err(error) = self.start_helper(name, jobs::Kind::Phase(at), deadline_ms) {
+            self.end_phase(at, PhaseState::Failed, format!("cannot start its helper: {error}"));
+        }
+    }
+
+    fn end_phase(&mut self, at: usize, state: PhaseState, note: String) {
+        let phase = &mut self.phases[at];
+        phase.state = state;
+        phase.took_ms = clock::boot_ms().saturating_sub(phase.started_ms).max(1) as u32;
+        phase.note = note;
+        let (took, name) = (phase.took_ms, &phase.name);
+        match state {
+            PhaseState::Failed => error!("phase {name} failed after {took} ms: {}", phase.note),
+            _ => info!("phase {name} {}.{:03}s: {}", took / 1000, took % 1000, phase.note),
+        }
+        self.tell(&Told::Phase(self.phases[at].clone()));
+        // The disk's phases follow each other; a failed one does not keep the next from trying.
+        if at > 0 && at + 1 < PHASES.len() {
+            self.start_phase(at + 1);
+        }
+        if self.phases.iter().all(|p| !matches!(p.state, PhaseState::Waiting | PhaseState::Running)) {
+            let done = self.phases.iter().enumerate().filter(|(_, p)| p.state.is_done());
+            let bits = done.fold(0, |bits, (at, _)| bits | 1 << at);
+            self.marks.push(("phases".to_owned(), clock::boot_ms()));
+            self.step(Event::Phases(bits));
+        }
+    }
+
+    fn read_devices(&mut self) {
+        let Some(fd) = &self.devices else { return };
+        if !uevent::drain(fd) {
+            return;
+        }
+        self.devices_changed = true;
+        self.coldplug_if_changed();
+    }
+
+    /// One coldplug at a time; events that come meanwhile ask for one more.
+    fn coldplug_if_changed(&mut self) {
+        if !self.devices_changed || self.jobs.runs_coldplug() || self.machine.is_shutting_down() {
+            return;
+        }
+        self.devices_changed = false;
+        if let Err(error) = self.start_helper("modules", jobs::Kind::Devices, PHASES[0].1) {
+            warning!("cannot look for drivers of new devices: {error}");
+        }
+    }
+
+    fn read_power(&mut self) {
+        if self.power.as_ref().is_some_and(crate::power::button_pressed) {
+            self.begin_shutdown(shutdown::POWER_OFF, "power button");
+        }
+    }
+}
+
+fn waiting_phase(name: &str) -> Phase {
+    Phase { name: name.to_owned(), state: PhaseState::Waiting, started_ms: 0, took_ms: 0, note: String::new() }
+}

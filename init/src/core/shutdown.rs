@@ -1,0 +1,180 @@
+//! Ordered shutdown as data: steps with deadlines. A step that does not end in time is told and left behind; nothing that
+//! can hang in the kernel runs in this process.
+
+use dyad_api::control::Event as Told;
+use dyad_sys::signals::{self, Children};
+use rustix::system::RebootCommand;
+
+use super::{Core, jobs};
+use crate::clock;
+use crate::log::{critical, error, info, warning};
+use crate::services::Event;
+
+/// What comes after the last step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum How {
+    Reboot,
+    PowerOff,
+}
+pub(super) use How::{PowerOff as POWER_OFF, Reboot as REBOOT};
+
+/// What a step does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Work {
+    /// Walk the stop ladders, dependents first.
+    StopServices,
+    /// This signal for every process that is left, until there is none.
+    SignalAll(i32),
+    /// A helper process (`init --phase NAME`).
+    Helper,
+    /// Reboot or power off.
+    Reset,
+}
+
+#[derive(Debug)]
+struct Step {
+    name: &'static str,
+    deadline_ms: u32,
+    work: Work,
+}
+
+/// The order of a shutdown.
+const STEPS: [Step; 7] = [
+    Step { name: "services", deadline_ms: 90_000, work: Work::StopServices },
+    Step { name: "terminate", deadline_ms: 3_000, work: Work::SignalAll(nix::libc::SIGTERM) },
+    Step { name: "kill", deadline_ms: 3_000, work: Work::SignalAll(nix::libc::SIGKILL) },
+    Step { name: "teardown", deadline_ms: 30_000, work: Work::Helper },
+    Step { name: "unmount", deadline_ms: 15_000, work: Work::Helper },
+    Step { name: "sync", deadline_ms: 30_000, work: Work::Helper },
+    Step { name: "reset", deadline_ms: 10_000, work: Work::Reset },
+];
+
+/// Presses of Ctrl-Alt-Del within this time that mean: now.
+const IMPATIENT_MS: u64 = 2_000;
+const IMPATIENT_PRESSES: u8 = 7;
+
+/// How far a shutdown is.
+#[derive(Debug)]
+pub(super) struct Progress {
+    how: How,
+    step: usize,
+    began_ms: u64,
+    pub(super) deadline_ms: u64,
+    presses: (u8, u64),
+}
+
+impl Core {
+    /// Begins an ordered shutdown; a second call changes nothing.
+    pub(super) fn begin_shutdown(&mut self, how: How, reason: &str) {
+        if self.shutdown.is_some() {
+            return;
+        }
+        let what = if how == How::Reboot { "reboot" } else { "power off" };
+        warning!("shutdown: {what}: {reason}");
+        let now = clock::boot_ms();
+        self.shutdown = Some(Progress { how, step: 0, began_ms: now, deadline_ms: now, presses: (0, now) });
+        self.tell(&Told::ShuttingDown);
+        // A deadline of the supervisor's means nothing any more: writers stop now, in order.
+        self.fence.arm(None);
+        self.begin_step(now);
+    }
+
+    /// Ctrl-Alt-Del: an ordered reboot; pressed again and again, a reset.
+    pub(super) fn ctrl_alt_del(&mut self) {
+        self.begin_shutdown(How::Reboot, "Ctrl-Alt-Del");
+        let now = clock::boot_ms();
+        let Some(progress) = &mut self.shutdown else { return };
+        let (presses, since) = progress.presses;
+        progress.presses = if now - since > IMPATIENT_MS { (1, now) } else { (presses + 1, since) };
+        if progress.presses.0 >= IMPATIENT_PRESSES {
+            critical!("shutdown: Ctrl-Alt-Del {IMPATIENT_PRESSES} times: reset");
+            let _ = rustix::system::reboot(RebootCommand::Restart);
+        }
+    }
+
+    fn begin_step(&mut self, now: u64) {
+        let Some(progress) = &mut self.shutdown else { return };
+        let step = &STEPS[progress.step];
+        progress.deadline_ms = now + u64::from(step.deadline_ms);
+        match step.work {
+            Work::StopServices => {
+                self.kill_jobs();
+                self.step(Event::Shutdown);
+            }
+            Work::SignalAll(signal) => {
+                if let Err(error) = signals::kill_all(signal) {
+                    warning!("shutdown: cannot signal all processes: {error}");
+                }
+            }
+            Work::Helper => {
+                if let Err(error) = self.start_helper(step.name, jobs::Kind::Step, step.deadline_ms) {
+                    error!("shutdown: {}: cannot start its helper: {error}", step.name);
+                }
+            }
+            Work::Reset => self.reset(),
+        }
+    }
+
+    fn step_done(&self, work: Work) -> bool {
+        match work {
+            Work::StopServices => self.machine.is_quiet(),
+            Work::SignalAll(_) => matches!(signals::peek(), Ok(Children::None)),
+            Work::Helper => !self.jobs.runs_step(),
+            Work::Reset => false,
+        }
+    }
+
+    /// Goes on to the next step when this one is done, or late.
+    pub(super) fn settle_shutdown(&mut self, now: u64) {
+        while let Some(progress) = &self.shutdown {
+            let step = &STEPS[progress.step];
+            let late = now >= progress.deadline_ms;
+            if !late && !self.step_done(step.work) {
+                return;
+            }
+            if late {
+                error!("shutdown: {}: not done within {} ms, going on", step.name, step.deadline_ms);
+            }
+            let mut next = progress.step + 1;
+            // A container's file systems and disks belong to its host.
+            while self.container && next < STEPS.len() && STEPS[next].work == Work::Helper {
+                next += 1;
+            }
+            // A reset that came back is tried again.
+            let next = next.min(STEPS.len() - 1);
+            if let Some(progress) = &mut self.shutdown {
+                progress.step = next;
+            }
+            self.begin_step(now);
+        }
+    }
+
+    fn reset(&mut self) {
+        let Some(progress) = &self.shutdown else { return };
+        let took = clock::boot_ms().saturating_sub(progress.began_ms);
+        info!("shutdown: complete {}.{:03}s", took / 1000, took % 1000);
+        let command = match progress.how {
+            How::Reboot => RebootCommand::Restart,
+            How::PowerOff => RebootCommand::PowerOff,
+        };
+        if let Err(errno) = rustix::system::reboot(command) {
+            error!("shutdown: the kernel refuses: {errno}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_order_is_safe() {
+        let at = |name: &str| STEPS.iter().position(|step| step.name == name).expect("a step");
+        assert!(at("services") < at("terminate") && at("terminate") < at("kill"));
+        assert!(at("kill") < at("teardown") && at("teardown") < at("unmount") && at("unmount") < at("sync"));
+        assert_eq!(at("reset"), STEPS.len() - 1);
+        assert!(STEPS.iter().all(|step| step.deadline_ms > 0));
+        // The sum is what an operator waits at most.
+        assert!(STEPS.iter().map(|step| step.deadline_ms).sum::<u32>() <= 200_000);
+    }
+}
