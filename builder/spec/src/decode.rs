@@ -24,6 +24,8 @@ const SHOWN_CHARS_MAX: usize = 60;
 pub(crate) struct Decoder {
     source: Arc<Source>,
     path: Vec<String>,
+    /// Keys that are missing only because they are misspelt.
+    misspelt: Vec<String>,
     errors: Vec<Diagnostic>,
 }
 
@@ -96,7 +98,8 @@ impl<K, V> Entries<K, V> {
 /// Decodes a whole file.
 pub(crate) fn document<T: Decode>(source: &Arc<Source>) -> Result<T, Diagnostics> {
     let (table, syntax) = DeTable::parse_recoverable(&source.text);
-    let mut d = Decoder { source: Arc::clone(source), path: Vec::new(), errors: Vec::new() };
+    let mut d =
+        Decoder { source: Arc::clone(source), path: Vec::new(), misspelt: Vec::new(), errors: Vec::new() };
     if !syntax.is_empty() {
         for error in syntax.iter().take(ERRORS_MAX) {
             let message = format!("not valid TOML: {}", error.message());
@@ -155,16 +158,19 @@ impl Decoder {
             }
             clean = false;
             let title = format!("unknown key `{}`{place}", shown(name));
-            let mut d = Diagnostic::new(&self.source, key.span(), title);
             if let Some(why) = refused(name) {
-                d = d.label(why);
-            } else {
-                if let Some(near) = nearest(name, known.iter().copied()) {
-                    d = d.label(format!("did you mean `{near}`?"));
-                }
-                d = d.help(format!("accepted keys: {}", known.join(", ")));
+                let source = Arc::new(without_value(&self.source, key.span().end));
+                self.push(Diagnostic::new(&source, key.span(), title).label(why));
+                continue;
             }
-            self.push(d);
+            let mut d = Diagnostic::new(&self.source, key.span(), title);
+            if let Some(near) = nearest(name, known.iter().copied()) {
+                d = d.label(format!("did you mean `{near}`?"));
+                self.path.push(near.to_owned());
+                self.misspelt.push(self.key());
+                self.path.pop();
+            }
+            self.push(d.help(format!("accepted keys: {}", known.join(", "))));
         }
         clean.then_some(table)
     }
@@ -177,6 +183,7 @@ impl Decoder {
         let result = match found {
             Some((_, value)) => T::decode(value, self),
             None if absent.is_some() => absent,
+            None if self.misspelt.contains(&self.key()) => None,
             None => {
                 let title = format!("`{}` is missing", self.key());
                 self.error(table.span(), title, format!("the key `{name}` is required here"));
@@ -202,6 +209,13 @@ impl Decoder {
             }
         }
     }
+}
+
+/// The file as a message about a secret may show it: without what stands behind the key.
+fn without_value(source: &Source, key_end: usize) -> Source {
+    let text = &source.text;
+    let line_end = text[key_end..].find('\n').map_or(text.len(), |at| key_end + at);
+    Source::new(source.file.clone(), format!("{} = ...{}", &text[..key_end], &text[line_end..]))
 }
 
 fn reason(why: &str) -> String {

@@ -37,13 +37,18 @@ impl Found {
 
     /// A name that refers to nothing: suggests one that exists.
     pub(super) fn unknown<T: Display>(&mut self, kind: &str, name: &At<T>, known: &[&str]) {
+        self.unknown_at(kind, "", name, known);
+    }
+
+    /// The same for a name that must be known at some place (` on every node`).
+    pub(super) fn unknown_at<T: Display>(&mut self, kind: &str, place: &str, name: &At<T>, known: &[&str]) {
         let text = name.to_string();
         let label = match nearest(&text, known.iter().copied()) {
             Some(near) => format!("did you mean `{near}`?"),
-            None if known.is_empty() => format!("this file defines no {kind}"),
+            None if known.is_empty() => format!("this file defines no {kind}{place}"),
             None => format!("expected one of {}", known.join(", ")),
         };
-        self.at(&name.span, format!("there is no {kind} `{text}`"), label);
+        self.at(&name.span, format!("there is no {kind} `{text}`{place}"), label);
     }
 }
 

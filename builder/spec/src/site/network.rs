@@ -136,7 +136,7 @@ fn masters(raw: &RawSite, nodes: &[Node], found: &mut Found) -> BTreeMap<String,
         for member in bond.members.iter() {
             let roles = common_links(nodes);
             if !roles.contains(&member.as_str()) {
-                found.unknown("link on every node", member, &roles);
+                found.unknown_at("link", " on every node", member, &roles);
             }
             join(member.as_str(), &member.span, name.as_str(), found);
         }
@@ -151,7 +151,7 @@ fn masters(raw: &RawSite, nodes: &[Node], found: &mut Found) -> BTreeMap<String,
             let mut known = common_links(nodes);
             known.extend(raw.bonds.iter().map(|(bond, _)| bond.as_str()));
             if !known.contains(&member.as_str()) {
-                found.unknown("link or bond on every node", member, &known);
+                found.unknown_at("link or bond", " on every node", member, &known);
             }
             join(member.as_str(), &member.span, name.as_str(), found);
         }
@@ -263,8 +263,9 @@ fn usable(net: &At<IpNet>, found: &mut Found) {
     let full = if ip.is_ipv4() { 32 } else { 128 };
     let why = if ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() {
         "it can belong to no interface here"
-    } else if ip == IpAddr::V4(Ipv4Addr::BROADCAST) {
-        "it is the broadcast address"
+    } else if matches!(ip, IpAddr::V4(v4) if net.prefix < 31 && u32::from(v4) | u32::MAX << (32 - net.prefix.max(1)) == u32::MAX)
+    {
+        "it is the network's broadcast address"
     } else if net.prefix < full.min(127) && net.is_network() && !(ip.is_ipv4() && net.prefix >= 31) {
         "it is the network's own address, without a host part"
     } else if matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local()) {
