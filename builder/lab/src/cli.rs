@@ -60,6 +60,12 @@ pub struct UpArgs {
     /// Size of a node's disk in GiB; the file is sparse
     #[arg(long, value_name = "GIB", default_value_t = 8, value_parser = clap::value_parser!(u32).range(2..=4096))]
     pub disk: u32,
+    /// Lay this site file on the nodes instead of the lab's own
+    #[arg(long, value_name = "FILE")]
+    pub site: Option<PathBuf>,
+    /// Lay no site file on the disks: for images that are not Dyad's
+    #[arg(long, conflicts_with = "site")]
+    pub no_site: bool,
     /// Return when the machines run, without waiting for SQL
     #[arg(long)]
     pub no_wait: bool,
@@ -80,6 +86,8 @@ impl Default for UpArgs {
             memory: 1024,
             cpus: 2,
             disk: 8,
+            site: None,
+            no_site: false,
             no_wait: false,
             json: false,
         }

@@ -2,17 +2,17 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dyad_api::operator::{Call, Credentials};
 use serde_json::Value;
 
-use crate::clock::{self, Deadline};
 use crate::cli::{LabArgs, LabCommand, UpArgs};
+use crate::clock::{self, Deadline};
 use crate::control::{Power, Request, Row, ask, ask_for, daemon_pid};
-use crate::error::{AtPath, LabError, Result, refuse};
+use crate::error::{AtPath, Doing, LabError, Result, refuse};
 use crate::process::Program;
 use crate::state::StateDir;
 use crate::{ctl, daemon, namespace, process, status, terminal, tools, up};
@@ -62,9 +62,7 @@ fn dispatch(args: LabArgs, env: &LabEnv) -> Result<()> {
         LabCommand::Status { json } => status::show(&state, json),
         LabCommand::Exec { command } => exec(&state, &command),
         LabCommand::Psql { node, args } => psql(&state, node.as_deref(), &args),
-        LabCommand::Console { node } => {
-            terminal::attach(ask(&state, &Request::Console { node })?.stream)
-        }
+        LabCommand::Console { node } => terminal::attach(ask(&state, &Request::Console { node })?.stream),
         LabCommand::Logs { node } => logs(&state, &node),
         LabCommand::Kill { node } => plain(Request::Kill { node }),
         LabCommand::Start { node } => plain(Request::Start { node }),
@@ -190,7 +188,15 @@ fn stop_all(state: &StateDir, rows: &[Row]) -> Result<()> {
     Ok(())
 }
 
+/// Prints to standard output. Whoever reads it may close it early, as `head` does: that is no failure.
+pub(crate) fn print(text: &str) -> Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e).doing("write to standard output"),
+        _ => Ok(()),
+    }
+}
+
 /// A value for people: indented JSON.
 pub(crate) fn pretty(value: &Value) -> String {
-    format!("{value:#}")
+    format!("{value:#}\n")
 }

@@ -4,7 +4,7 @@ use clap::Parser;
 use dyad_api::operator::{Call, Exec, Logs, ServiceName};
 use serde_json::Value;
 
-use crate::commands::pretty;
+use crate::commands::{pretty, print};
 use crate::control::{Request, ask};
 use crate::error::{Result, refuse};
 use crate::state::StateDir;
@@ -65,10 +65,9 @@ pub(crate) fn run(state: &StateDir, node: &str, args: &[String]) -> Result<()> {
         return show_exec(&answer);
     }
     match answer.as_array() {
-        Some(lines) if logs => lines.iter().for_each(|l| println!("{}", log_line(l))),
-        _ => println!("{}", pretty(&answer)),
+        Some(lines) if logs => print(&lines.iter().map(log_line).collect::<String>()),
+        _ => print(&pretty(&answer)),
     }
-    Ok(())
 }
 
 fn parse(args: &[String]) -> std::result::Result<Call, clap::Error> {
@@ -88,11 +87,11 @@ fn parse(args: &[String]) -> std::result::Result<Call, clap::Error> {
 
 fn log_line(line: &Value) -> String {
     let text = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
-    format!("<{}> {}: {}", line["priority"], text("source"), text("message"))
+    format!("<{}> {}: {}\n", line["priority"], text("source"), text("message"))
 }
 
 fn show_exec(answer: &Value) -> Result<()> {
-    print!("{}", answer["stdout"].as_str().unwrap_or_default());
+    print(answer["stdout"].as_str().unwrap_or_default())?;
     eprint!("{}", answer["stderr"].as_str().unwrap_or_default());
     match answer["status"].as_i64() {
         Some(0) => Ok(()),

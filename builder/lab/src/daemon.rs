@@ -10,6 +10,7 @@ use std::process::Child;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use nix::sys::prctl::set_name;
 use nix::unistd::setsid;
 use serde_json::{Value, json};
 
@@ -63,6 +64,8 @@ type Prepared = (Arc<Lab>, Program, UnixListener, Receiver<Job>);
 
 /// Everything that must happen before the first thread, and the switch.
 fn prepare(state: &StateDir) -> Result<Prepared> {
+    // Started as /proc/self/exe, it would be called "exe" in process lists.
+    set_name(c"dyad-lab").doing("name the process")?;
     // Fails only for a process group leader, which a freshly started process is not.
     setsid().doing("leave the terminal's session")?;
     let Some(file) = state.load()? else { return Err(LabError::NotUp(state.root().to_path_buf())) };
@@ -182,7 +185,9 @@ impl Lab {
     fn node(&self, name: &str) -> Result<&Arc<NodeSlot>> {
         match self.nodes.iter().find(|n| n.name() == name) {
             Some(node) => Ok(node),
-            None => refuse(format!("there is no node {name:?} in this lab; there is {}", self.names().join(", "))),
+            None => {
+                refuse(format!("there is no node {name:?} in this lab; there is {}", self.names().join(", ")))
+            }
         }
     }
 
@@ -196,7 +201,10 @@ impl Lab {
         known.push(HOST.into());
         for name in [a, b] {
             if !known.iter().any(|k| k == name) {
-                return refuse(format!("nothing called {name:?} is on this lab's network; there is {}", known.join(", ")));
+                return refuse(format!(
+                    "nothing called {name:?} is on this lab's network; there is {}",
+                    known.join(", ")
+                ));
             }
         }
         if a == b { refuse(format!("{a} cannot be cut from itself")) } else { Ok(()) }

@@ -189,7 +189,11 @@ mod tests {
         assert!(all.contains("file=/a,,b/disk.raw") && all.contains("unit=1,file=/a,,b/vars.fd"));
         assert!(all.contains("dgram,id=repl1,local.type=fd,local.str=13"));
         assert!(all.contains("netdev=repl1,mac=02:64:79:00:0b:03,speed=10000,duplex=full"));
-        assert!(all.contains("id=serial,fd=14") && all.contains("id=operator,fd=15") && all.contains("id=qmp,fd=16"));
+        assert!(
+            all.contains("id=serial,fd=14")
+                && all.contains("id=operator,fd=15")
+                && all.contains("id=qmp,fd=16")
+        );
         assert!(all.contains("q35,accel=tcg") && !text.contains(&"-L"));
     }
 }

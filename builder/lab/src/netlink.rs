@@ -66,7 +66,9 @@ fn packet_socket(interface: &str) -> Result<OwnedFd> {
         .doing("list the interfaces")?
         .filter(|i| i.interface_name == interface)
         .find_map(|i| i.address.and_then(|a| a.as_link_addr().copied()));
-    let Some(address) = address else { return refuse(format!("interface {interface} has no link-layer address")) };
+    let Some(address) = address else {
+        return refuse(format!("interface {interface} has no link-layer address"));
+    };
     bind(fd.as_raw_fd(), &address).doing("bind the packet socket to the switch's end of the veth pair")?;
     Ok(fd)
 }

@@ -153,7 +153,9 @@ impl NodeSlot {
                 _ if machine.ending => None,
                 // What a guest that powers itself off looks like.
                 Ok(status) if status.success() => Some("the guest powered off".into()),
-                Ok(status) => Some(format!("QEMU ended with {status}; see {}", self.dir.join("qemu.log").display())),
+                Ok(status) => {
+                    Some(format!("QEMU ended with {status}; see {}", self.dir.join("qemu.log").display()))
+                }
                 Err(e) => Some(format!("QEMU is gone: {e}")),
             };
         }
@@ -213,7 +215,10 @@ impl NodeSlot {
         Err(LabError::Deadline {
             what: format!("{} did not power off", self.name()),
             seconds: STOP_WAIT.as_secs(),
-            next: format!("`dyad lab console {0}` shows why, `dyad lab kill {0}` pulls the plug", self.name()),
+            next: format!(
+                "`dyad lab console {0}` shows why, `dyad lab kill {0}` pulls the plug",
+                self.name()
+            ),
         })
     }
 
@@ -287,17 +292,16 @@ impl NodeSlot {
     /// How the node is.
     pub(crate) fn row(&self) -> Row {
         let name = self.name();
-        let cut_to = self
-            .relay
-            .with_fabric(|f| f.cuts().filter(|(from, _)| *from == name).map(|(_, to)| to.to_owned()).collect());
+        let cut_to = self.relay.with_fabric(|f| {
+            f.cuts().filter(|(from, _)| *from == name).map(|(_, to)| to.to_owned()).collect()
+        });
         let inner = self.lock();
         let machine = inner.machine.as_ref();
         Row {
             name,
             power: machine.map_or(Power::Off, |m| m.power),
             pid: machine.map(|m| m.pid.as_raw()),
-            agent: machine
-                .is_some_and(|m| *m.agent_open.lock().unwrap_or_else(PoisonError::into_inner)),
+            agent: machine.is_some_and(|m| *m.agent_open.lock().unwrap_or_else(PoisonError::into_inner)),
             phases: machine.map(|m| m.console.phases()).unwrap_or_default(),
             cut_to,
             end: inner.end.clone(),

@@ -94,7 +94,8 @@ impl Program {
         let (pipe, words) = (child.stdout.take(), words.as_bytes().to_vec());
         std::thread::spawn(move || {
             let mut said = Vec::new();
-            let mut bytes = pipe.into_iter().flat_map(|p| std::io::BufReader::new(p).bytes()).map_while(|b| b.ok());
+            let mut bytes =
+                pipe.into_iter().flat_map(|p| std::io::BufReader::new(p).bytes()).map_while(|b| b.ok());
             let found = bytes.by_ref().take(OUTPUT_MAX as usize).any(|byte| {
                 said.push(byte);
                 said.ends_with(&words)
@@ -143,7 +144,12 @@ pub(crate) fn end(child: &mut Child) {
 /// the kernel sends the death signal when the *thread* that started the child ends.
 ///
 /// `passed` stay open in the child under their numbers.
-pub(crate) fn spawn_bound(program: &Program, args: &[OsString], passed: &[OwnedFd], log: &Path) -> Result<Child> {
+pub(crate) fn spawn_bound(
+    program: &Program,
+    args: &[OsString],
+    passed: &[OwnedFd],
+    log: &Path,
+) -> Result<Child> {
     for fd in passed {
         fcntl(fd.as_fd(), FcntlArg::F_SETFD(FdFlag::empty())).doing("let a child inherit a socket")?;
     }

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -120,11 +120,14 @@ impl StateDir {
     /// Takes the directory for one lab. Waits a little: children of a killed daemon need a moment to die.
     pub(crate) fn lock(&self) -> Result<Flock<File>> {
         let path = self.root.join("lock");
-        let mut file = File::options().create(true).append(true).open(&path).at("open", &path)?;
+        let open = || File::options().create(true).append(true).open(&path).at("open", &path);
+        let mut file = open()?;
         let deadline = Deadline::after(LOCK_WAIT);
         loop {
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) => return Ok(lock),
+                Ok(lock) if is_at(&lock, &path) => return Ok(lock),
+                // `down` removed the file between the two calls: the lock of a removed file keeps nobody out.
+                Ok(_) => file = open()?,
                 Err((back, Errno::EWOULDBLOCK)) => file = back,
                 Err((_, e)) => return Err(io::Error::from(e)).at("lock", &path),
             }
@@ -184,6 +187,14 @@ impl StateDir {
     }
 }
 
+/// Whether the open file is still the one by that name.
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(open), Ok(named)) => (open.dev(), open.ino()) == (named.dev(), named.ino()),
+        _ => false,
+    }
+}
+
 /// Removes a file that may be missing.
 pub(crate) fn remove_file(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
@@ -202,7 +213,9 @@ fn default_root() -> Result<PathBuf> {
     let base = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|h| h.join(".local/state")));
     match base {
         Some(base) => Ok(base.join("dyad/lab")),
-        None => refuse("neither XDG_STATE_HOME nor HOME names an absolute directory; say where with --state DIR"),
+        None => {
+            refuse("neither XDG_STATE_HOME nor HOME names an absolute directory; say where with --state DIR")
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use dyad_api::operator::{Call, NodeRow, Protection, Status};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::commands::{machines, pretty};
+use crate::commands::{machines, pretty, print};
 use crate::control::{Power, Request, Row, ask_for};
 use crate::error::Result;
 use crate::state::StateDir;
@@ -33,18 +33,24 @@ pub(crate) fn show(state: &StateDir, as_json: bool) -> Result<()> {
     let answers: Vec<_> = rows.iter().map(|row| observe(state, row)).collect();
     let status = combine(&rows, answers);
     if as_json {
-        println!("{}", pretty(&json!(status)));
-        return Ok(());
+        return print(&pretty(&json!(status)));
     }
-    println!("{}: {}", json!(status.protection).as_str().unwrap_or_default(), status.reason);
+    let mut text = format!("{}: {}\n", word(&status.protection), status.reason);
     for (node, row) in status.nodes.iter().zip(&rows) {
         let phase = row.phases.last().map_or("", |p| p.name.as_str());
         let up = if node.row.up { "up" } else { "not up" };
-        let power = json!(node.power);
-        println!("{:8} {:14} {:8} {:7} {phase}", node.row.name, power.as_str().unwrap_or_default(), node.row.role, up);
-        row.cut_to.iter().for_each(|to| println!("{:8} sends nothing to {to}: cut", ""));
+        let (name, role) = (&node.row.name, &node.row.role);
+        text += &format!("{name:8} {:14} {role:8} {up:7} {phase}\n", word(&node.power));
+        for to in &row.cut_to {
+            text += &format!("{:8} sends nothing to {to}: cut\n", "");
+        }
     }
-    Ok(())
+    print(&text)
+}
+
+/// How an enumeration's value is written in JSON.
+fn word(value: &impl Serialize) -> String {
+    json!(value).as_str().unwrap_or_default().to_owned()
 }
 
 /// What a node says of itself, or why it says nothing.
@@ -72,8 +78,13 @@ fn combine(rows: &[Row], answers: Vec<std::result::Result<Status, String>>) -> L
     };
     let mut reasons = Vec::new();
     for (row, answer) in rows.iter().zip(answers) {
-        let silent =
-            NodeRow { name: row.name.clone(), role: "none".into(), up: false, timeline: None, lag_bytes: None };
+        let silent = NodeRow {
+            name: row.name.clone(),
+            role: "none".into(),
+            up: false,
+            timeline: None,
+            lag_bytes: None,
+        };
         let node = match answer {
             Ok(said) => {
                 status.protection = worse(status.protection, said.protection);

@@ -7,17 +7,20 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use dyad_spec::{Source, site::Site};
+
 use crate::accel;
 use crate::cli::UpArgs;
 use crate::clock::{self, Deadline};
 use crate::commands::{BuiltImage, LabEnv, credentials, machines};
 use crate::control::{Power, Request, Row, ask};
 use crate::error::{AtPath, Doing, LabError, Result, refuse};
+use crate::esp::SITE_PATH;
 use crate::machine::Setup;
 use crate::process::{Program, spawn_daemon};
 use crate::state::{LabFile, StateDir};
 use crate::topology::Node;
-use crate::{daemon, disk, status, tools};
+use crate::{daemon, disk, site, status, tools};
 
 /// How long nodes may take to answer SQL: a first boot under TCG on a busy host makes file systems and a database.
 const SQL_WAIT: Duration = Duration::from_secs(600);
@@ -65,12 +68,15 @@ pub(crate) fn up(state: &StateDir, args: &UpArgs, env: &LabEnv) -> Result<()> {
 
 fn go_on(args: &UpArgs) {
     if !args.no_wait {
-        eprintln!("Go on with `dyad lab psql`, `dyad lab status`, `dyad lab console node-a`; `dyad lab down` ends it.");
+        eprintln!(
+            "Go on with `dyad lab psql`, `dyad lab status`, `dyad lab console node-a`; `dyad lab down` ends it."
+        );
     }
 }
 
 /// Everything up to a daemon that listens. As long as `up` holds the returned leash unreleased, its end ends the lab.
 fn begin(state: &StateDir, args: &UpArgs, env: &LabEnv, progress: &Progress) -> Result<UnixStream> {
+    let sites = Sites::choose(args)?;
     let (qemu, firmware) = (tools::qemu()?, tools::firmware()?);
     state.create(args.nodes)?;
     let lock = state.lock()?;
@@ -89,7 +95,7 @@ fn begin(state: &StateDir, args: &UpArgs, env: &LabEnv, progress: &Progress) -> 
         memory_mib: args.memory,
         cpus: args.cpus,
     };
-    let kept = disks(state, args, &image, &setup)?;
+    let kept = disks(state, args, &image, &setup, &sites)?;
     let id = match before {
         Some(before) if kept > 0 => {
             if before.image != image.id {
@@ -119,8 +125,32 @@ fn image(state: &StateDir, args: &UpArgs, env: &LabEnv, progress: &Progress) -> 
     (env.build)(definition, &out).map_err(LabError::Build)
 }
 
+/// What site files the nodes get.
+enum Sites {
+    /// None.
+    None,
+    /// This one.
+    Given(String),
+    /// The lab's own.
+    Own,
+}
+
+impl Sites {
+    /// Reads and checks the given file before anything is made.
+    fn choose(args: &UpArgs) -> Result<Self> {
+        let Some(path) = &args.site else {
+            return Ok(if args.no_site { Sites::None } else { Sites::Own });
+        };
+        let text = fs::read_to_string(path).at("read", path)?;
+        match Site::parse(Source::new(path.display().to_string(), text.clone())) {
+            Ok(_) => Ok(Sites::Given(text)),
+            Err(e) => refuse(format!("the site file is not accepted\n{e}")),
+        }
+    }
+}
+
 /// Makes the disks and variable stores that are missing. Returns how many disks were there already.
-fn disks(state: &StateDir, args: &UpArgs, image: &BuiltImage, setup: &Setup) -> Result<usize> {
+fn disks(state: &StateDir, args: &UpArgs, image: &BuiltImage, setup: &Setup, sites: &Sites) -> Result<usize> {
     let mut kept = 0;
     for node in Node::first(args.nodes) {
         let vars = state.node(node).join("vars.fd");
@@ -132,7 +162,12 @@ fn disks(state: &StateDir, args: &UpArgs, image: &BuiltImage, setup: &Setup) -> 
         if state.disk(node).exists() {
             kept += 1;
         } else {
-            disk::make(&image.raw, &state.disk(node), u64::from(args.disk) << 30, |_| Ok(()))?;
+            let files = match sites {
+                Sites::None => Vec::new(),
+                Sites::Given(text) => vec![(SITE_PATH.to_owned(), text.clone().into())],
+                Sites::Own => vec![(SITE_PATH.to_owned(), site::text(node, args.nodes).into())],
+            };
+            disk::make(&image.raw, &state.disk(node), u64::from(args.disk) << 30, &files)?;
         }
     }
     Ok(kept)
@@ -188,7 +223,8 @@ fn wait_for_sql(state: &StateDir, progress: &Progress) -> Result<()> {
             return Err(LabError::Deadline {
                 what: format!("{} did not answer SQL ({last})", silent.join(" and ")),
                 seconds: SQL_WAIT.as_secs(),
-                next: "the lab was ended; `dyad lab up --no-wait` and `dyad lab console` show the boot".into(),
+                next: "the lab was ended; `dyad lab up --no-wait` and `dyad lab console` show the boot"
+                    .into(),
             });
         }
         clock::pause(SQL_POLL);

@@ -80,7 +80,9 @@ impl Fabric {
         match port.link {
             Link::Wire(_) => {
                 let wire = port.link;
-                out.extend(self.ports.iter().filter(|(id, p)| **id != from && p.link == wire).map(|(id, _)| *id));
+                out.extend(
+                    self.ports.iter().filter(|(id, p)| **id != from && p.link == wire).map(|(id, _)| *id),
+                );
             }
             Link::Lan => {
                 if to[..5] == LINK_LOCAL && to[5] < 0x10 {
@@ -118,7 +120,9 @@ impl Fabric {
                 Some(_) | None => {}
             }
         }
-        out.extend(self.ports.iter().filter(|(id, p)| **id != from && p.link == Link::Lan).map(|(id, _)| *id));
+        out.extend(
+            self.ports.iter().filter(|(id, p)| **id != from && p.link == Link::Lan).map(|(id, _)| *id),
+        );
     }
 }
 
@@ -163,71 +167,75 @@ mod tests {
         Lab { fabric, a, b, host, wire }
     }
 
-    fn sent(lab: &mut Lab, from: PortId, frame: &[u8], at: u64) -> Vec<PortId> {
-        let mut out = Vec::new();
-        lab.fabric.forward(from, frame, Duration::from_secs(at), &mut out);
-        out
+    const NOBODY: [PortId; 0] = [];
+
+    impl Lab {
+        fn sent(&mut self, from: PortId, frame: &[u8], at: u64) -> Vec<PortId> {
+            let mut out = Vec::new();
+            self.fabric.forward(from, frame, Duration::from_secs(at), &mut out);
+            out
+        }
     }
 
     #[test]
     fn broadcast_floods_the_lan_only_and_never_returns() {
         let mut l = lab();
-        assert_eq!(sent(&mut l, l.a[0], &frame(ALL, A0), 0), [l.a[1], l.b, l.host]);
-        assert_eq!(sent(&mut l, l.wire[0], &frame(ALL, A0), 0), [l.wire[1]]);
+        assert_eq!(l.sent(l.a[0], &frame(ALL, A0), 0), [l.a[1], l.b, l.host]);
+        assert_eq!(l.sent(l.wire[0], &frame(ALL, A0), 0), [l.wire[1]]);
     }
 
     #[test]
     fn learns_and_follows_an_address_that_moves_between_ports() {
         let mut l = lab();
-        assert_eq!(sent(&mut l, l.host, &frame(A0, B0), 0).len(), 3, "unknown: flooded");
-        sent(&mut l, l.a[0], &frame(ALL, A0), 1);
-        assert_eq!(sent(&mut l, l.host, &frame(A0, B0), 2), [l.a[0]]);
-        sent(&mut l, l.a[1], &frame(ALL, A0), 3);
-        assert_eq!(sent(&mut l, l.host, &frame(A0, B0), 4), [l.a[1]], "the bond failed over");
-        assert_eq!(sent(&mut l, l.host, &frame(A0, B0), 304).len(), 3, "aged out");
-        sent(&mut l, l.a[1], &frame(ALL, A0), 305);
+        assert_eq!(l.sent(l.host, &frame(A0, B0), 0).len(), 3, "unknown: flooded");
+        l.sent(l.a[0], &frame(ALL, A0), 1);
+        assert_eq!(l.sent(l.host, &frame(A0, B0), 2), [l.a[0]]);
+        l.sent(l.a[1], &frame(ALL, A0), 3);
+        assert_eq!(l.sent(l.host, &frame(A0, B0), 4), [l.a[1]], "the bond failed over");
+        assert_eq!(l.sent(l.host, &frame(A0, B0), 304).len(), 3, "aged out");
+        l.sent(l.a[1], &frame(ALL, A0), 305);
         let gone = l.a[1];
         l.fabric.remove(gone);
-        assert_eq!(sent(&mut l, l.host, &frame(A0, B0), 306), [l.a[0], l.b], "port gone: flooded to the rest");
-        assert_eq!(sent(&mut l, gone, &frame(ALL, A0), 306), [], "an unplugged port sends nothing");
+        assert_eq!(l.sent(l.host, &frame(A0, B0), 306), [l.a[0], l.b], "port gone: flooded to the rest");
+        assert_eq!(l.sent(gone, &frame(ALL, A0), 306), NOBODY, "an unplugged port sends nothing");
     }
 
     #[test]
     fn a_frame_to_an_address_behind_its_own_port_stays_there() {
         let mut l = lab();
-        sent(&mut l, l.a[0], &frame(ALL, A0), 0);
-        assert_eq!(sent(&mut l, l.a[0], &frame(A0, B0), 1), []);
+        l.sent(l.a[0], &frame(ALL, A0), 0);
+        assert_eq!(l.sent(l.a[0], &frame(A0, B0), 1), NOBODY);
     }
 
     #[test]
     fn lacp_passes_wires_and_never_the_switch() {
         let mut l = lab();
-        assert_eq!(sent(&mut l, l.a[0], &frame(LACP, A0), 0), []);
-        assert_eq!(sent(&mut l, l.wire[0], &frame(LACP, A0), 0), [l.wire[1]]);
+        assert_eq!(l.sent(l.a[0], &frame(LACP, A0), 0), NOBODY);
+        assert_eq!(l.sent(l.wire[0], &frame(LACP, A0), 0), [l.wire[1]]);
     }
 
     #[test]
     fn cuts_are_directed_and_cover_every_link() {
         let mut l = lab();
         l.fabric.cut("node-a", "node-b");
-        assert_eq!(sent(&mut l, l.a[0], &frame(ALL, A0), 0), [l.a[1], l.host]);
-        assert_eq!(sent(&mut l, l.wire[0], &frame(ALL, A0), 0), []);
-        assert_eq!(sent(&mut l, l.wire[1], &frame(ALL, B0), 0), [l.wire[0]], "the other direction is open");
-        assert_eq!(sent(&mut l, l.b, &frame(A0, B0), 0), [l.a[0]]);
+        assert_eq!(l.sent(l.a[0], &frame(ALL, A0), 0), [l.a[1], l.host]);
+        assert_eq!(l.sent(l.wire[0], &frame(ALL, A0), 0), NOBODY);
+        assert_eq!(l.sent(l.wire[1], &frame(ALL, B0), 0), [l.wire[0]], "the other direction is open");
+        assert_eq!(l.sent(l.b, &frame(A0, B0), 0), [l.a[0]]);
         assert_eq!(l.fabric.cuts().collect::<Vec<_>>(), [("node-a", "node-b")]);
         l.fabric.heal("node-b", "node-a");
-        assert_eq!(sent(&mut l, l.wire[0], &frame(ALL, A0), 0), [], "the other direction was healed");
+        assert_eq!(l.sent(l.wire[0], &frame(ALL, A0), 0), NOBODY, "the other direction was healed");
         l.fabric.heal("node-a", "node-b");
-        assert_eq!(sent(&mut l, l.wire[0], &frame(ALL, A0), 0), [l.wire[1]]);
+        assert_eq!(l.sent(l.wire[0], &frame(ALL, A0), 0), [l.wire[1]]);
     }
 
     #[test]
     fn runts_are_dropped_and_the_table_stays_bounded() {
         let mut l = lab();
-        assert_eq!(sent(&mut l, l.a[0], &[0xff; 11], 0), []);
+        assert_eq!(l.sent(l.a[0], &[0xff; 11], 0), NOBODY);
         for i in 0..(MAC_TABLE_MAX as u32 + 10) {
             let [a, b, c, d] = i.to_be_bytes();
-            sent(&mut l, l.a[0], &frame(ALL, [2, 0, a, b, c, d]), 0);
+            l.sent(l.a[0], &frame(ALL, [2, 0, a, b, c, d]), 0);
         }
         assert!(l.fabric.table.len() <= MAC_TABLE_MAX);
     }

@@ -68,8 +68,10 @@ impl Relay {
         epoll.add(&stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP)).doing("watch the eventfd")?;
         let shared = Arc::new(Shared { epoll, stop, state: Mutex::default() });
         let inner = shared.clone();
-        let thread =
-            std::thread::Builder::new().name("switch".into()).spawn(move || run(&inner)).doing("start a thread")?;
+        let thread = std::thread::Builder::new()
+            .name("switch".into())
+            .spawn(move || run(&inner))
+            .doing("start a thread")?;
         Ok(Relay { shared, thread: Some(thread) })
     }
 
