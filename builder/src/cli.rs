@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
+use dyad_spec::OutputFormat;
 
 /// Builds signed, immutable cluster images from Debian packages, and runs them in a lab.
 #[derive(Debug, Parser)]
@@ -28,17 +29,11 @@ pub(crate) enum Command {
         file: PathBuf,
     },
     /// Run virtual nodes from an image on this machine.
-    Lab(LabArgs),
+    Lab(dyad_lab::LabArgs),
     /// Print the JSON schemas of the files that people write.
     Schema {
         /// definition, overlay or site; all when not given.
         kind: Option<String>,
-    },
-    /// Unpack programs from Debian packages into the tools cache and print where they are; needs no root.
-    Tools {
-        /// Debian packages to unpack together.
-        #[arg(required = true)]
-        packages: Vec<String>,
     },
     /// Print shell completions.
     Completions {
@@ -52,31 +47,6 @@ pub(crate) enum Command {
     },
 }
 
-/// What `dyad build` makes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum)]
-pub(crate) enum Format {
-    /// Disk image, sparse: write it to a disk, or boot it in a virtual machine.
-    Raw,
-    /// The same disk as qcow2 with compressed clusters, for hypervisors.
-    Qcow2,
-    /// Kernel, initrd with the root inside, and command line, for network boot.
-    Pxe,
-    /// The root tree as a tar archive, for inspection and containers.
-    Tree,
-}
-
-impl Format {
-    /// As written on the command line and in records.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Format::Raw => "raw",
-            Format::Qcow2 => "qcow2",
-            Format::Pxe => "pxe",
-            Format::Tree => "tree",
-        }
-    }
-}
-
 /// `dyad build`.
 #[derive(Debug, Args)]
 pub(crate) struct BuildArgs {
@@ -86,8 +56,8 @@ pub(crate) struct BuildArgs {
     #[arg(long, default_value = "out")]
     pub(crate) out: PathBuf,
     /// What to make; may be repeated [default: what the definition names].
-    #[arg(long = "format", value_enum)]
-    pub(crate) formats: Vec<Format>,
+    #[arg(long = "format", value_name = "FORMAT", value_parser = format)]
+    pub(crate) formats: Vec<OutputFormat>,
     /// Use exactly the packages of the lock file beside the definition.
     #[arg(long)]
     pub(crate) locked: bool,
@@ -126,12 +96,4 @@ pub(crate) struct InspectArgs {
     /// What costs what: compressed bytes by package, and what pruning dropped.
     #[arg(long)]
     pub(crate) size: bool,
-}
-
-/// `dyad lab`.
-#[derive(Debug, Args)]
-pub(crate) struct LabArgs {
-    /// What to do in the lab [default: up].
-    #[command(subcommand)]
-    pub(crate) command: Option<dyad_lab::LabCommand>,
 }

@@ -11,10 +11,12 @@ use dyad_archive::process;
 
 /// Cargo packages and the binaries they make, with the place each takes in the root.
 const PROGRAMS: &[(&str, &str, &str)] = &[
-    ("init", "init", "/usr/lib/dyad/init"),
+    ("init", "init", INIT),
     ("supervisor", "supervisor", "/usr/lib/dyad/supervisor"),
     ("dyadctl", "dyadctl", "/usr/bin/dyadctl"),
 ];
+/// Path of PID 1 in the root; the initrd carries the same bytes.
+pub(crate) const INIT: &str = "/usr/lib/dyad/init";
 /// glibc can be linked statically for this target; naming it keeps proc-macros dynamic.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// A cold build with LTO on two shared cores stays far below this.
@@ -66,10 +68,9 @@ fn cargo() -> Result<PathBuf> {
     if let Some(cargo) = std::env::var_os("CARGO") {
         return Ok(cargo.into());
     }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).map(|d| d.join("cargo")).find(|p| p.is_file()).context(
-        "cargo is not on PATH: a source checkout compiles init, supervisor and dyadctl itself; install Rust, or put the \
-         finished programs into a directory `payload` beside the dyad program",
+    process::find("cargo").context(
+        "a source checkout compiles init, supervisor and dyadctl itself; install Rust, or put the finished programs \
+         into a directory `payload` beside the dyad program",
     )
 }
 
@@ -81,14 +82,16 @@ fn compile(root: &Path) -> Result<PathBuf> {
         args.push("--package".into());
         args.push((*package).into());
     }
-    let run = process::Run::new(cargo()?)
+    // cargo needs the user's environment (CARGO_HOME, proxies); the encoded flags take the place of RUSTFLAGS.
+    process::Command::new(cargo()?)
         .args(args)
-        .current_dir(root)
+        .directory(root)
+        .inherit_env()
         .env("CARGO_TARGET_DIR", &target_dir)
         .env("CARGO_ENCODED_RUSTFLAGS", rustflags(root))
-        .env_remove("RUSTFLAGS")
-        .deadline(COMPILE_DEADLINE);
-    run.output().context("compiling init, supervisor and dyadctl for the image")?;
+        .deadline(COMPILE_DEADLINE)
+        .run_checked()
+        .context("compiling init, supervisor and dyadctl for the image")?;
     Ok(target_dir.join(TARGET).join("release"))
 }
 

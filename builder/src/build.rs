@@ -1,0 +1,188 @@
+//! `dyad build`: the stages of an image, strung together.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow};
+use bytes::Bytes;
+use dyad_archive::Cache;
+use dyad_spec::OutputFormat;
+use dyad_tree::{Inputs, Limits, PackageInput, PayloadFile};
+use rustix::fs::{FlockOperation, flock};
+use serde::Serialize;
+use tempfile::TempDir;
+
+use crate::blocks::DiskBlocks;
+use crate::cli::BuildArgs;
+use crate::emit::{self, Finished, Output};
+use crate::manifest::Manifest;
+use crate::stage::{Stages, Timed};
+use crate::{load, packages, payload};
+
+/// Start of the name of a build's own directory inside the output directory.
+const SCRATCH_PREFIX: &str = ".dyad-build-";
+/// Held locked while its build runs.
+const SCRATCH_LOCK: &str = "lock";
+
+/// What to build.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Wanted {
+    /// Definition file.
+    pub(crate) definition: PathBuf,
+    /// Directory for the outputs.
+    pub(crate) out: PathBuf,
+    /// Formats; the definition's own when empty.
+    pub(crate) formats: Vec<OutputFormat>,
+    /// Trust the lock file alone.
+    pub(crate) locked: bool,
+    /// Use the cache alone.
+    pub(crate) offline: bool,
+    /// Site file to bake.
+    pub(crate) site: Option<PathBuf>,
+}
+
+impl From<BuildArgs> for Wanted {
+    fn from(args: BuildArgs) -> Self {
+        let BuildArgs { definition, out, formats, locked, offline, site, json: _ } = args;
+        Wanted { definition, out, formats, locked, offline, site }
+    }
+}
+
+/// The root in a record.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct RootRecord {
+    /// Compressed bytes.
+    pub(crate) bytes: u64,
+    /// The dm-verity root hash, lower-case hex.
+    pub(crate) verity_root_hash: String,
+}
+
+/// What `--json` prints.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Record {
+    /// Image name.
+    pub(crate) name: String,
+    /// Image version.
+    pub(crate) version: String,
+    /// Files made.
+    pub(crate) outputs: Vec<Output>,
+    /// The root file system.
+    pub(crate) root: RootRecord,
+    /// Bytes of the unified kernel image.
+    pub(crate) uki_bytes: u64,
+    /// Number of packages.
+    pub(crate) packages: usize,
+    /// Number of paths in the root.
+    pub(crate) files: usize,
+    /// Squashfs blocks: all, and how many came from the cache.
+    pub(crate) blocks: (u64, u64),
+    /// Wall time of each stage.
+    pub(crate) stages: Vec<Timed>,
+}
+
+impl Record {
+    /// For a person, on standard output.
+    pub(crate) fn print(&self) {
+        const MIB: f64 = 1024.0 * 1024.0;
+        println!(
+            "{} {}: {} packages, {} files, root {:.1} MiB compressed, kernel image {:.1} MiB",
+            self.name,
+            self.version,
+            self.packages,
+            self.files,
+            self.root.bytes as f64 / MIB,
+            self.uki_bytes as f64 / MIB
+        );
+        println!("root hash {}", self.root.verity_root_hash);
+        for output in &self.outputs {
+            println!("{:<6} {} ({} bytes, sha256 {})", output.format, output.path.display(), output.bytes, output.sha256);
+        }
+    }
+}
+
+/// A directory for unfinished files inside the output directory, so that the last step is a rename. Directories that a
+/// killed build left are removed: nobody holds their lock any more.
+fn scratch(out: &Path) -> Result<(TempDir, File)> {
+    fs::create_dir_all(out).with_context(|| format!("creating {}", out.display()))?;
+    for entry in fs::read_dir(out).with_context(|| format!("reading {}", out.display()))? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(SCRATCH_PREFIX) {
+            let abandoned = File::open(entry.path().join(SCRATCH_LOCK))
+                .is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok());
+            if abandoned {
+                fs::remove_dir_all(entry.path()).with_context(|| format!("removing {}", entry.path().display()))?;
+            }
+        }
+    }
+    let dir = tempfile::Builder::new()
+        .prefix(SCRATCH_PREFIX)
+        .tempdir_in(out)
+        .with_context(|| format!("creating a directory in {}", out.display()))?;
+    let lock = File::create(dir.path().join(SCRATCH_LOCK))?;
+    flock(&lock, FlockOperation::NonBlockingLockExclusive).context("locking the build's directory")?;
+    Ok((dir, lock))
+}
+
+/// The site file, checked against its schema before it enters anything.
+fn site(path: &Path) -> Result<Bytes> {
+    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let source = dyad_spec::Source::new(path.display().to_string(), text.clone());
+    dyad_spec::site::Site::parse(source).map_err(|d| anyhow!("{}", d.render(false).trim_end()))?;
+    Ok(text.into())
+}
+
+/// Where compressed blocks are remembered.
+fn block_cache(cache: &Cache) -> DiskBlocks {
+    let dir = std::env::var_os("DYAD_BLOCK_CACHE").map_or_else(|| cache.root().join("blocks"), PathBuf::from);
+    DiskBlocks::at(&dir)
+}
+
+/// Builds an image.
+pub(crate) fn build(wanted: &Wanted) -> Result<Record> {
+    let stages = Stages::new();
+    let loaded = stages.run("definition", || load::definition(&wanted.definition))?;
+    let merged = &loaded.merged;
+    let site = wanted.site.as_deref().map(site).transpose()?;
+    let (dir, _lock) = scratch(&wanted.out)?;
+    let cache = Cache::open_default()?;
+    // Compiling our own programs and fetching packages wait for different things.
+    let (packages, programs) = std::thread::scope(|scope| {
+        let programs = scope.spawn(|| stages.run("payload", payload::programs));
+        let packages = packages::obtain(wanted, merged, &cache, &stages);
+        (packages, programs.join().map_err(|_| anyhow!("compiling the payload panicked")))
+    });
+    let (obtained, programs) = (packages?, programs??);
+    let built = stages.run("tree", || {
+        let mut payload: Vec<PayloadFile> = programs
+            .into_iter()
+            .map(|p| PayloadFile { path: p.path.to_owned(), data: p.bytes, mode: 0o755 })
+            .collect();
+        let init = payload.iter().position(|p| p.path == payload::INIT).context("no init among the programs")?;
+        let init = payload.remove(init).data;
+        let packages =
+            obtained.packages.into_iter().map(|(locked, deb)| PackageInput { locked, deb }).collect();
+        let overlay_files = loaded.overlay_files()?;
+        let inputs = Inputs { packages, merged, overlay_files, init, payload, limits: Limits::default() };
+        Ok(dyad_tree::build(inputs)?)
+    })?;
+    let root = stages.run("squashfs", || emit::root(&built, dir.path(), &block_cache(&cache)))?;
+    let boot = stages.run("kernel image", || emit::boot(merged, &built, &root.hash))?;
+    let formats = if wanted.formats.is_empty() { &merged.outputs } else { &wanted.formats };
+    let finished = Finished { merged, built: &built, root, boot, site };
+    let manifest = Manifest::new(&built, obtained.chains, &finished.root.hash);
+    let outputs = stages.run("outputs", || finished.outputs(formats, &manifest, dir.path(), &wanted.out))?;
+    Ok(Record {
+        name: merged.name.clone(),
+        version: merged.version.clone(),
+        outputs,
+        root: RootRecord {
+            bytes: finished.root.stats.bytes,
+            verity_root_hash: dyad_formats::verity::hex(&finished.root.hash),
+        },
+        uki_bytes: finished.boot.uki.len() as u64,
+        packages: built.report.packages.len(),
+        files: built.root.len(),
+        blocks: (finished.root.stats.blocks, finished.root.stats.cached_blocks),
+        stages: stages.finished(),
+    })
+}

@@ -1,0 +1,304 @@
+//! Trees -> image bytes: squashfs, dm-verity, initrd, UKI, ESP, disk, and the files that a person gets.
+//!
+//! Nothing appears under its final name before it is complete: everything is written in a directory of this build beside
+//! the outputs and renamed at the end. Identities (GUIDs, salt, serial numbers) are derived from content.
+
+use std::fs::{self, File};
+use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use dyad_formats::disk::{self, DiskImage, Input, Source};
+use dyad_formats::{cpio, fat, squashfs, tar, uki, verity};
+use dyad_gpt::Guid;
+use dyad_spec::OutputFormat;
+use dyad_spec::image::Merged;
+use dyad_tree::Built;
+use sha2::{Digest, Sha256};
+
+use crate::manifest::Manifest;
+
+/// High enough to save a fifth over the default, low enough for the megabytes of an initrd.
+const INITRD_ZSTD_LEVEL: i32 = 19;
+/// Level of qcow2's clusters: the root inside is compressed already.
+const QCOW2_ZSTD_LEVEL: i32 = 3;
+/// Tries of a new boot entry; the width of both counters never changes, so neither does the length of the name.
+const BOOT_TRIES: &str = "+3-0";
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// A finished root: squashfs and verity tree on disk.
+pub(crate) struct Root {
+    squashfs: PathBuf,
+    verity: PathBuf,
+    pub(crate) stats: squashfs::Stats,
+    verity_bytes: u64,
+    pub(crate) hash: [u8; 32],
+}
+
+/// One file for the user.
+#[derive(Debug, Clone, serde::Serialize)]
+pub(crate) struct Output {
+    /// Which format it is (part of).
+    pub(crate) format: &'static str,
+    /// Where it is.
+    pub(crate) path: PathBuf,
+    /// Size, holes included.
+    pub(crate) bytes: u64,
+    /// Digest, lower-case hex.
+    pub(crate) sha256: String,
+}
+
+/// A derived 16-byte identity, marked as a custom (version 8) UUID.
+fn derived(label: &str, root_hash: &[u8; 32]) -> [u8; 16] {
+    let digest = Sha256::new().chain_update(label).chain_update(root_hash).finalize();
+    let mut id = [0; 16];
+    id.copy_from_slice(&digest[..16]);
+    id[6] = (id[6] & 0x0f) | 0x80;
+    id[8] = (id[8] & 0x3f) | 0x80;
+    id
+}
+
+fn create(path: &Path) -> Result<File> {
+    File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(path)
+        .with_context(|| format!("creating {}", path.display()))
+}
+
+fn digest_of(path: &Path) -> Result<[u8; 32]> {
+    let mut file = File::open(path)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        let got = file.read(&mut buffer).with_context(|| format!("reading {}", path.display()))?;
+        if got == 0 {
+            return Ok(hasher.finalize().into());
+        }
+        hasher.update(&buffer[..got]);
+    }
+}
+
+/// Writes the squashfs and its hash tree into the build's directory.
+pub(crate) fn root(built: &Built, dir: &Path, cache: &dyn squashfs::BlockCache) -> Result<Root> {
+    let squashfs = dir.join("root.squashfs");
+    let mut out = BufWriter::with_capacity(BUFFER_BYTES, create(&squashfs)?);
+    let options = squashfs::Options { cache: Some(cache), ..squashfs::Options::default() };
+    let stats = squashfs::write(&built.root, &options, &mut out).context("writing the squashfs")?;
+    out.flush().context("writing the squashfs")?;
+    drop(out);
+    // The salt makes equal blocks of different images differ; derived from the content it keeps builds reproducible.
+    let content = digest_of(&squashfs)?;
+    let salt: [u8; 32] = Sha256::new().chain_update("dyad verity salt").chain_update(content).finalize().into();
+    let verity = dir.join("root.verity");
+    let mut hashes = BufWriter::with_capacity(BUFFER_BYTES, create(&verity)?);
+    let mut data = BufReader::with_capacity(BUFFER_BYTES, File::open(&squashfs)?);
+    let uuid = derived("dyad verity uuid", &content);
+    let hash = verity::write(&mut data, stats.bytes, &salt, uuid, &mut hashes).context("hashing the root")?;
+    hashes.flush().context("writing the hash tree")?;
+    let verity_bytes = hashes.get_ref().metadata()?.len();
+    Ok(Root { squashfs, verity, stats, verity_bytes, hash })
+}
+
+/// Kernel, initrd and command line.
+pub(crate) struct Boot {
+    initrd: Vec<u8>,
+    command_line: String,
+    /// The unified kernel image.
+    pub(crate) uki: Bytes,
+}
+
+fn os_release(merged: &Merged) -> String {
+    let (name, version) = (&merged.name, &merged.version);
+    format!(
+        "ID=dyad\nNAME=\"Dyad\"\nPRETTY_NAME=\"Dyad {name} {version}\"\nVERSION_ID={version}\nIMAGE_ID={name}\n\
+         IMAGE_VERSION={version}\n"
+    )
+}
+
+/// Puts the unified kernel image together.
+pub(crate) fn boot(merged: &Merged, built: &Built, root_hash: &[u8; 32]) -> Result<Boot> {
+    let mut archive = Vec::new();
+    cpio::write(&built.initrd, &mut archive).context("writing the initrd")?;
+    let initrd = dyad_formats::zstd_frame(&archive, INITRD_ZSTD_LEVEL).context("compressing the initrd")?;
+    let mut words = vec![
+        format!("dyad.root={}", verity::hex(root_hash)),
+        format!("dyad.image={}_{}", merged.name, merged.version),
+    ];
+    words.extend(merged.command_line.iter().cloned());
+    let command_line = words.join(" ");
+    let parts = uki::Parts {
+        os_release: os_release(merged).into(),
+        cmdline: command_line.clone(),
+        uname: built.report.kernel.clone(),
+        microcode: None,
+        linux: built.kernel.clone(),
+        initrd: initrd.clone().into(),
+    };
+    let uki = uki::assemble(&built.stub, &parts).context("assembling the unified kernel image")?.into();
+    Ok(Boot { initrd, command_line, uki })
+}
+
+/// The EFI system partition.
+fn esp(merged: &Merged, built: &Built, root: &Root, uki: &Bytes, site: Option<Bytes>) -> Result<fat::Image> {
+    let id = derived("dyad esp volume", &root.hash);
+    let options = fat::Options {
+        sector_size: merged.layout.sector_size,
+        bytes: merged.layout.esp.bytes(),
+        volume_id: u32::from_le_bytes([id[0], id[1], id[2], id[3]]),
+        label: "DYAD".into(),
+        timestamp: fat::Timestamp::from_unix(merged.source_date_epoch),
+    };
+    let mut files = vec![
+        ("EFI/BOOT/BOOTX64.EFI".to_owned(), built.bootloader.clone()),
+        (format!("EFI/Linux/dyad_{}{BOOT_TRIES}.efi", merged.version), uki.clone()),
+        // The newest entry that has tries left; nobody edits a command line that names what must be booted.
+        ("loader/loader.conf".to_owned(), Bytes::from_static(b"timeout 0\neditor no\n")),
+    ];
+    files.extend(site.map(|text| ("dyad/site.toml".to_owned(), text)));
+    fat::write(&options, &files).context("writing the EFI system partition")
+}
+
+/// The disk and the files that its extents refer to.
+struct Disk {
+    image: DiskImage,
+    inputs: [PathBuf; 2],
+}
+
+impl Disk {
+    fn with_inputs<T>(&self, work: impl FnOnce(&DiskImage, &mut [&mut dyn Input]) -> Result<T>) -> Result<T> {
+        let mut squashfs = File::open(&self.inputs[0])?;
+        let mut verity = File::open(&self.inputs[1])?;
+        work(&self.image, &mut [&mut squashfs, &mut verity])
+    }
+}
+
+/// Everything that outputs are made from.
+pub(crate) struct Finished<'a> {
+    pub(crate) merged: &'a Merged,
+    pub(crate) built: &'a Built,
+    pub(crate) root: Root,
+    pub(crate) boot: Boot,
+    /// Baked site file.
+    pub(crate) site: Option<Bytes>,
+}
+
+impl Finished<'_> {
+    fn disk(&self) -> Result<Disk> {
+        let (merged, root) = (self.merged, &self.root);
+        let label = format!("{}_{}", merged.name, merged.version);
+        let file = |input, bytes| Source::File { input, offset: 0, bytes };
+        let layout = disk::Layout {
+            sector_size: merged.layout.sector_size,
+            disk_guid: Guid::from_text_order(derived("dyad disk", &root.hash)),
+            esp: disk::Esp {
+                volume: esp(merged, self.built, root, &self.boot.uki, self.site.clone())?,
+                guid: Guid::from_text_order(derived("dyad esp", &root.hash)),
+            },
+            root: disk::Slot {
+                source: file(0, root.stats.bytes),
+                bytes: merged.layout.root.bytes(),
+                name: label.clone(),
+            },
+            verity: disk::Slot {
+                source: file(1, root.verity_bytes),
+                bytes: merged.layout.verity.bytes(),
+                name: format!("{label}_verity"),
+            },
+            root_hash: root.hash,
+        };
+        let (image, _) = disk::layout(&layout)?;
+        Ok(Disk { image, inputs: [root.squashfs.clone(), root.verity.clone()] })
+    }
+
+    /// Writes one format into the build's directory: (format, final file name, file).
+    fn write(&self, format: OutputFormat, dir: &Path) -> Result<Vec<(String, PathBuf)>> {
+        let stem = format!("{}_{}", self.merged.name, self.merged.version);
+        let name = |suffix: &str| (format!("{stem}.{suffix}"), dir.join(format!("out.{suffix}")));
+        match format {
+            OutputFormat::Raw => {
+                let (file, path) = name("raw");
+                let mut out = create(&path)?;
+                self.disk()?.with_inputs(|image, inputs| Ok(disk::write_raw(image, inputs, &mut out)?))?;
+                Ok(vec![(file, path)])
+            }
+            OutputFormat::Qcow2 => {
+                let (file, path) = name("qcow2");
+                let mut out = BufWriter::with_capacity(BUFFER_BYTES, create(&path)?);
+                let clusters = disk::Clusters::Zstd(QCOW2_ZSTD_LEVEL);
+                self.disk()?
+                    .with_inputs(|image, inputs| Ok(disk::write_qcow2(image, inputs, clusters, &mut out)?))?;
+                out.flush()?;
+                Ok(vec![(file, path)])
+            }
+            OutputFormat::Pxe => {
+                let [kernel, initrd, line] = ["vmlinuz", "initrd", "cmdline"].map(name);
+                create(&kernel.1)?.write_all(&self.built.kernel)?;
+                create(&line.1)?.write_all(format!("{}\n", self.boot.command_line).as_bytes())?;
+                self.write_pxe_initrd(&initrd.1)?;
+                Ok(vec![kernel, initrd, line])
+            }
+            OutputFormat::Tree => {
+                let (file, path) = name("tar");
+                let mut out = BufWriter::with_capacity(BUFFER_BYTES, create(&path)?);
+                tar::write(&self.built.root, &mut out).context("writing the tar archive")?;
+                out.flush()?;
+                Ok(vec![(file, path)])
+            }
+        }
+    }
+
+    /// The initrd with the root behind it: the kernel unpacks one archive after the other, and the second is not
+    /// compressed, because what is in it is already.
+    fn write_pxe_initrd(&self, path: &Path) -> Result<()> {
+        use dyad_formats::tree::{Inode, Kind, Meta, Tree};
+        let mtime = self.merged.source_date_epoch;
+        let mut tree = Tree::new(mtime);
+        for (name, file) in [("/root.squashfs", &self.root.squashfs), ("/root.verity", &self.root.verity)] {
+            let meta = Meta { mode: 0o400, mtime, ..Meta::default() };
+            let kind = Kind::File(fs::read(file)?.into());
+            tree.insert(name.as_bytes(), Inode { meta, kind, origin: "derived root".into() })?;
+        }
+        let mut out = BufWriter::with_capacity(BUFFER_BYTES, create(path)?);
+        out.write_all(&self.boot.initrd)?;
+        // The kernel looks for the next archive on a multiple of four bytes.
+        out.write_all(&[0u8; 3][..(4 - self.boot.initrd.len() % 4) % 4])?;
+        cpio::write(&tree, &mut out).context("writing the initrd")?;
+        out.flush()?;
+        Ok(())
+    }
+
+    /// Writes all formats and moves them to their final names.
+    pub(crate) fn outputs(
+        &self,
+        formats: &[OutputFormat],
+        manifest: &Manifest,
+        dir: &Path,
+        out: &Path,
+    ) -> Result<Vec<Output>> {
+        let mut written = Vec::new();
+        for &format in formats {
+            let files = self.write(format, dir).with_context(|| format!("writing format {format}"))?;
+            written.extend(files.into_iter().map(|(name, path)| (format, name, path)));
+        }
+        let stem = out.join(format!("{}_{}.raw", self.merged.name, self.merged.version));
+        let text = dir.join("manifest.json");
+        serde_json::to_writer(BufWriter::new(create(&text)?), manifest).context("writing the manifest")?;
+        fs::rename(&text, Manifest::beside(&stem)).context("moving the manifest")?;
+        let mut outputs = Vec::new();
+        for (format, name, path) in written {
+            let mut file = File::open(&path)?;
+            let bytes = file.seek(SeekFrom::End(0))?;
+            let sha256 = verity::hex(&digest_of(&path)?);
+            let target = out.join(name);
+            if target.is_dir() {
+                bail!("{} is a directory", target.display());
+            }
+            fs::rename(&path, &target).with_context(|| format!("moving to {}", target.display()))?;
+            outputs.push(Output { format: format.name(), path: target, bytes, sha256 });
+        }
+        Ok(outputs)
+    }
+}
