@@ -195,7 +195,7 @@ fn small_image() -> Vec<u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
     #[test]
     fn damage_never_panics(hits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0usize..3), 1..12)) {
         let mut bytes = small_image();

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::io::{Read, Seek, SeekFrom};
 
+use bytes::Bytes;
+
 use super::names::{LongName, Short, short_text};
 use super::{ATTR_DIR, ATTR_LABEL, ATTR_LONG_NAME, ATTR_READ_ONLY, CLUSTERS_MAX, ENTRY_BYTES, Error};
 use crate::field;
@@ -144,6 +146,17 @@ impl<R: Read + Seek> Volume<R> {
             return bad(format!("{}: its cluster chain ends after {} bytes", entry.path, data.len()));
         }
         Ok(data)
+    }
+
+    /// Every file with its content, in the shape that [`super::write`] takes: how a volume is rebuilt with one file more.
+    /// Directories without a file in or below them are not in it.
+    pub fn files(&mut self) -> Result<Vec<(String, Bytes)>, Error> {
+        let entries = self.entries()?;
+        let mut out = Vec::new();
+        for entry in entries.iter().filter(|e| !e.is_dir) {
+            out.push((entry.path.clone(), self.read(entry)?.into()));
+        }
+        Ok(out)
     }
 
     /// Follows a chain. With `exact` it stops there; without, more than `bytes_max` is an error.

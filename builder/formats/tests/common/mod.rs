@@ -9,10 +9,10 @@ use bytes::Bytes;
 use dyad_formats::tree::{Inode, Kind, Meta, Tree};
 
 /// 2026-01-02 03:04:06 UTC.
-pub const MTIME: u32 = 1_767_323_046;
+pub(crate) const MTIME: u32 = 1_767_323_046;
 
 /// Bytes that do not compress, always the same.
-pub fn noise(len: usize, seed: u64) -> Bytes {
+pub(crate) fn noise(len: usize, seed: u64) -> Bytes {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut out = Vec::with_capacity(len + 8);
     while out.len() < len {
@@ -25,25 +25,25 @@ pub fn noise(len: usize, seed: u64) -> Bytes {
     out.into()
 }
 
-pub fn text(len: usize, seed: usize) -> Bytes {
-    (0..)
+pub(crate) fn text(len: usize, seed: usize) -> Bytes {
+    (0u64..)
         .flat_map(|i| format!("line {} of {seed}\n", i * i).into_bytes())
         .take(len)
         .collect::<Vec<_>>()
         .into()
 }
 
-pub fn inode(kind: Kind, mode: u16, uid: u32, gid: u32) -> Inode {
+pub(crate) fn inode(kind: Kind, mode: u16, uid: u32, gid: u32) -> Inode {
     let meta = Meta { mode, uid, gid, mtime: MTIME, xattrs: BTreeMap::new() };
     Inode { meta, kind, origin: Arc::from("test") }
 }
 
-pub fn put(tree: &mut Tree, path: &str, kind: Kind, mode: u16) {
+pub(crate) fn put(tree: &mut Tree, path: &str, kind: Kind, mode: u16) {
     tree.insert(path.as_bytes(), inode(kind, mode, 0, 0)).unwrap();
 }
 
 /// Directories, files of every size class, links, devices. Nothing that cpio cannot hold.
-pub fn plain_tree() -> Tree {
+pub(crate) fn plain_tree() -> Tree {
     let mut t = Tree::new(MTIME);
     for dir in ["/etc", "/usr", "/usr/bin", "/usr/lib", "/dev", "/many", "/empty"] {
         put(&mut t, dir, Kind::Dir, 0o755);
@@ -77,7 +77,7 @@ pub fn plain_tree() -> Tree {
 }
 
 /// Also sockets and extended attributes.
-pub fn full_tree() -> Tree {
+pub(crate) fn full_tree() -> Tree {
     let mut t = plain_tree();
     put(&mut t, "/dev/log", Kind::Socket, 0o666);
     let caps = vec![1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -94,7 +94,7 @@ pub fn full_tree() -> Tree {
 
 /// Runs a tool that must succeed; returns what it printed.
 #[allow(clippy::disallowed_methods, reason = "tests run outside oracles")]
-pub fn run(tool: &str, args: &[&str], dir: &Path) -> String {
+pub(crate) fn run(tool: &str, args: &[&str], dir: &Path) -> String {
     let mut command = std::process::Command::new(tool);
     command.args(args).current_dir(dir).env("LC_ALL", "C").env("TZ", "UTC");
     let out = command.output().unwrap_or_else(|e| panic!("{tool} must be installed: {e}"));
