@@ -17,7 +17,7 @@ use crate::path::{self, show};
 use crate::report::{self, Dropped, PackageSize, Report};
 use crate::rules::Rules;
 use crate::unpack::{self, Limits, Package, Verdict};
-use crate::{Error, derive, finish, initrd};
+use crate::{Error, derive, finish, initrd, libraries, lookup};
 
 /// A locked package and its file, whose digest the caller has checked.
 #[derive(Debug, Clone)]
@@ -104,6 +104,8 @@ pub struct Built {
 
 /// Module classes that every initrd and root have: see ARCHITECTURE.md, "Initrd".
 const BOOT_MODULES: &str = "@boot";
+/// Origin of our own programs and tables.
+const OWN_FILE: &str = "derived payload";
 
 /// Builds the root and initrd trees. Same inputs in any order, on any number of threads: same trees.
 pub fn build(inputs: Inputs<'_>) -> Result<Built, Error> {
@@ -123,31 +125,44 @@ pub fn build(inputs: Inputs<'_>) -> Result<Built, Error> {
     let initrd = initrd::tree(&init, &initrd_index, layer.tree, mtime)?;
     derived(&mut layer, merged)?;
     prune_rest(layer.tree, &rules, merged, &mut dropped);
+    let image = dyad_spec::compile::compile(merged, &accounts)?;
+    own_files(&mut layer, init, payload, &image, &index)?;
+    let required = programs(layer.tree, merged)?;
+    libraries::close(layer.tree, &rules, &required, &mut dropped)?;
+    libraries::cache(&mut layer)?;
     finish::mount_points(&mut layer, &mut dropped)?;
     finish::runtime_etc(&mut layer)?;
     finish::refuse_secrets(layer.tree)?;
-    let image = dyad_spec::compile::compile(merged, &accounts)?;
-    let origin: Arc<str> = Arc::from("derived payload");
-    for (path, data) in [
-        ("/usr/lib/dyad/image.bin", Bytes::from(image.encode())),
-        ("/usr/lib/dyad/modules.bin", Bytes::from(index.encode())),
-    ] {
-        layer.put(path.as_bytes(), Kind::File(data), 0o644, (0, 0), origin.clone())?;
-    }
-    layer.put(b"/usr/lib/dyad/init", Kind::File(init), 0o755, (0, 0), origin.clone())?;
-    for file in payload {
-        let path = path::from_text(&file.path)
-            .map_err(|what| Error::NoFile { who: format!("payload ({what})"), path: file.path.clone() })?;
-        layer.put(&path, Kind::File(file.data), file.mode, (0, 0), origin.clone())?;
-    }
-    check_programs(layer.tree, merged)?;
     let packages = package_sizes(layer.tree, locked);
     let list = serde_json::to_vec(&packages).expect("strings and numbers always serialise");
+    let origin = Arc::from(OWN_FILE);
     layer.put(b"/usr/lib/dyad/packages.json", Kind::File(list.into()), 0o644, (0, 0), origin)?;
     dropped.sort_by(|a, b| (&a.path, &a.origin).cmp(&(&b.path, &b.origin)));
     let modules = (index.modules.len(), initrd_index.modules.len());
     let report = Report { dropped, notes, packages, kernel, modules };
     Ok(Built { root: tree, initrd, kernel: vmlinuz, stub, bootloader, image, report })
+}
+
+/// Our own programs and tables.
+fn own_files(
+    layer: &mut Layer<'_>,
+    init: Bytes,
+    payload: Vec<PayloadFile>,
+    image: &ImageTable,
+    index: &ModuleIndex,
+) -> Result<(), Error> {
+    let file = |path: &str, data, mode| PayloadFile { path: path.to_owned(), data, mode };
+    let own = [
+        file("/usr/lib/dyad/image.bin", image.encode().into(), 0o644),
+        file("/usr/lib/dyad/modules.bin", index.encode().into(), 0o644),
+        file("/usr/lib/dyad/init", init, 0o755),
+    ];
+    for file in own.into_iter().chain(payload) {
+        let path = path::from_text(&file.path)
+            .map_err(|what| Error::NoFile { who: format!("payload ({what})"), path: file.path.clone() })?;
+        layer.put(&path, Kind::File(file.data), file.mode, (0, 0), Arc::from(OWN_FILE))?;
+    }
+    Ok(())
 }
 
 /// Unpacks in parallel, the largest first so that none of them is left alone at the end; returns by name.
@@ -248,7 +263,7 @@ fn overlays(layer: &mut Layer<'_>, merged: &Merged, mut files: Vec<OverlayFile>)
             what,
         };
         let path = path::from_text(&file.path).map_err(|what| refuse(what.to_owned()))?;
-        let path = through_links(layer.tree, &path).map_err(refuse)?;
+        let path = lookup::through_links(layer.tree, &path).map_err(refuse)?;
         let dir = matches!(file.content, OverlayContent::Dir);
         if let (Some(first), false) = (laid.insert(path.clone(), file.overlay.clone()), dir) {
             let (first, second) = (first, file.overlay.clone());
@@ -286,21 +301,6 @@ fn owner(accounts: &Accounts, who: &str, user: &str, group: Option<&str>) -> Res
         Some(group) => accounts.gid(group).ok_or_else(|| missing("group", group))?,
     };
     Ok((found.uid, gid))
-}
-
-/// Follows links among a path's ancestors, so that an overlay's `/bin/x` or `/var/run/x` lands where it is seen.
-fn through_links(tree: &Tree, path: &[u8]) -> Result<Vec<u8>, String> {
-    let mut path = path.to_vec();
-    for _ in 0..40 {
-        let hit = path::ancestors(&path).find_map(|a| match &tree.get(a)?.kind {
-            Kind::Symlink(target) => Some((a.to_vec(), target.clone())),
-            _ => None,
-        });
-        let Some((link, target)) = hit else { return Ok(path) };
-        let target = path::link_target(&link, &target).ok_or("leads out of the image through a link")?;
-        path = [&target[..], &path[link.len()..]].concat();
-    }
-    Err("leads through a loop of links".to_owned())
 }
 
 /// Takes the kernel and the EFI programs out of the tree; nothing of /boot stays.
@@ -423,24 +423,21 @@ fn derived(layer: &mut Layer<'_>, merged: &Merged) -> Result<(), Error> {
     Ok(())
 }
 
-/// Every service's program must be there and executable.
-fn check_programs(tree: &Tree, merged: &Merged) -> Result<(), Error> {
+/// Every service's program must be there; returns where they are.
+fn programs(tree: &Tree, merged: &Merged) -> Result<BTreeSet<Vec<u8>>, Error> {
+    let find = |service: &dyad_spec::image::Service| {
+        let path = path::from_text(service.program()).ok()?;
+        let real = lookup::resolve(tree, &path)?;
+        derive::file(tree, &real).map(|_| real)
+    };
+    let mut found = BTreeSet::new();
     for service in &merged.services {
-        let missing = || Error::NoFile {
+        found.insert(find(service).ok_or_else(|| Error::NoFile {
             who: format!("{}: service {}", service.origin, service.name()),
             path: service.program().to_owned(),
-        };
-        let mut path = path::from_text(service.program()).map_err(|_| missing())?;
-        for _ in 0..40 {
-            path = through_links(tree, &path).map_err(|_| missing())?;
-            match &tree.get(&path).ok_or_else(missing)?.kind {
-                Kind::Symlink(target) => path = path::link_target(&path, target).ok_or_else(missing)?,
-                Kind::File(_) => break,
-                _ => return Err(missing()),
-            }
-        }
+        })?);
     }
-    Ok(())
+    Ok(found)
 }
 
 fn package_sizes(tree: &Tree, locked: Vec<LockedPackage>) -> Vec<PackageSize> {

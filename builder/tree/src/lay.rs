@@ -8,11 +8,9 @@ use dyad_formats::tree::{Inode, Kind, Meta, Tree, parent};
 
 use crate::Error;
 use crate::accounts::Accounts;
+use crate::lookup::LINKS_MAX;
 use crate::path::{self, USR_LINKS, show};
 use crate::unpack::{Member, MemberKind, Package};
-
-/// Links followed for one path before it counts as a loop, as in the kernel.
-const LINKS_MAX: usize = 40;
 
 /// Directories that one package ships and another makes a symbolic link: members below land at the link's target.
 #[derive(Default)]

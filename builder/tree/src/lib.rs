@@ -9,6 +9,8 @@ mod derive;
 mod finish;
 mod initrd;
 mod lay;
+mod libraries;
+mod lookup;
 mod modules;
 mod path;
 mod report;
