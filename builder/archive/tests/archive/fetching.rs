@@ -1,0 +1,160 @@
+//! Package downloads: resumed, shared, checked, offline, from a lock file.
+
+use std::sync::Mutex;
+
+use crate::common::{Archive, Behaviour, POOL_A, POOL_B, deb};
+use dyad_archive::{Cache, Fetch, Progress, Silent, Sources, Stage};
+
+const ONLINE: Fetch = Fetch { offline: false, locked: false };
+const OFFLINE: Fetch = Fetch { offline: true, locked: false };
+
+struct Record(Mutex<Vec<(u64, u64)>>);
+
+impl Progress for Record {
+    fn report(&self, stage: Stage, done: u64, total: u64) {
+        if stage == Stage::Packages {
+            self.0.lock().unwrap().push((done, total));
+        }
+    }
+}
+
+#[test]
+fn packages_come_in_order_with_progress_and_are_kept() {
+    let archive = Archive::new();
+    let locked = archive.locked();
+    let record = Record(Mutex::default());
+    let paths = archive.sources().fetch(&archive.cache, &locked, ONLINE, &record).unwrap();
+    assert_eq!(std::fs::read(&paths[0]).unwrap(), deb("a"));
+    assert_eq!(std::fs::read(&paths[1]).unwrap(), deb("b"));
+    let total = (deb("a").len() + deb("b").len()) as u64;
+    let reports = record.0.into_inner().unwrap();
+    assert_eq!((reports[0], *reports.last().unwrap()), ((0, total), (total, total)));
+    assert_eq!(archive.server.requests("pool").len(), 2);
+    archive.sources().fetch(&archive.cache, &locked, ONLINE, &Silent).unwrap();
+    assert_eq!(archive.server.requests("pool").len(), 0, "the second time comes from the cache");
+    assert_eq!(std::fs::read_dir(archive.cache.root().join("partial")).unwrap().count(), 0);
+    Sources::cache_only("bookworm", "amd64").fetch(&archive.cache, &locked, OFFLINE, &Silent).unwrap();
+}
+
+#[test]
+fn a_cut_download_is_resumed_where_it_ended() {
+    let archive = Archive::new();
+    let locked = archive.locked();
+    archive.server.behave(POOL_A, Behaviour { cut_after: Some((100_000, 2)), ..Behaviour::default() });
+    archive
+        .server
+        .behave(POOL_B, Behaviour { cut_after: Some((50_000, 1)), no_range: true, ..Behaviour::default() });
+    archive.sources().fetch(&archive.cache, &locked, ONLINE, &Silent).unwrap();
+    let requests = archive.server.requests("pool");
+    let of = |path: &str| {
+        requests.iter().filter(|r| r.contains(path)).map(|r| r[8..].to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        of(POOL_A),
+        [POOL_A.to_owned(), format!("{POOL_A} from 100000"), format!("{POOL_A} from 200000")]
+    );
+    assert_eq!(
+        of(POOL_B),
+        [POOL_B.to_owned(), format!("{POOL_B} from 50000")],
+        "a server without ranges sends all anew"
+    );
+}
+
+#[test]
+fn a_download_that_stays_cut_is_resumed_by_the_next_build() {
+    let archive = Archive::new();
+    let locked = archive.locked();
+    archive.server.behave(POOL_A, Behaviour { cut_after: Some((1_000, 4)), ..Behaviour::default() });
+    let error = archive.sources().fetch(&archive.cache, &locked, ONLINE, &Silent).unwrap_err().to_string();
+    assert!(error.starts_with("cannot download") && error.contains(POOL_A), "{error}");
+    archive.server.requests("");
+    archive.sources().fetch(&archive.cache, &locked, ONLINE, &Silent).unwrap();
+    assert_eq!(archive.server.requests(POOL_A), [format!("/debian/{POOL_A} from 4000")]);
+}
+
+#[test]
+fn damage_is_found_and_repaired() {
+    let archive = Archive::new();
+    let locked = archive.locked();
+    let paths = archive.sources().fetch(&archive.cache, &locked, ONLINE, &Silent).unwrap();
+    let mut bytes = deb("a");
+    bytes[1234] ^= 1;
+    std::fs::write(&paths[0], &bytes).unwrap();
+    std::fs::write(&paths[1], &deb("b")[..1000]).unwrap();
+    let error = archive.sources().fetch(&archive.cache, &locked, OFFLINE, &Silent).unwrap_err().to_string();
+    assert!(error.contains("package a 1 is not in the cache") && error.contains("--offline"), "{error}");
+    let paths = archive.sources().fetch(&archive.cache, &locked, ONLINE, &Silent).unwrap();
+    assert_eq!(std::fs::read(&paths[0]).unwrap(), deb("a"));
+    // An unfinished download with a damaged beginning is thrown away, not delivered.
+    std::fs::remove_file(&paths[0]).unwrap();
+    let partial = archive.cache.root().join("partial").join(locked[0].sha256.to_string());
+    std::fs::write(&partial, &bytes[..5000]).unwrap();
+    let paths = archive.sources().fetch(&archive.cache, &locked, ONLINE, &Silent).unwrap();
+    assert_eq!(std::fs::read(&paths[0]).unwrap(), deb("a"));
+    assert!(!partial.exists());
+}
+
+#[test]
+fn wrong_packages_are_refused() {
+    let archive = Archive::new();
+    let locked = archive.locked();
+    let mut bytes = deb("a");
+    bytes[1234] ^= 1;
+    archive.server.put(POOL_A, bytes.clone());
+    let fetch =
+        |options| archive.sources().fetch(&archive.cache, &locked, options, &Silent).unwrap_err().to_string();
+    assert!(fetch(ONLINE).contains(&format!(
+        "{POOL_A}: wrong content: expected {} bytes with SHA-256 {}",
+        bytes.len(),
+        locked[0].sha256
+    )));
+    bytes.push(0);
+    archive.server.put(POOL_A, bytes);
+    assert!(fetch(ONLINE).contains("bytes came, which is more than it may have"));
+    archive.server.remove(POOL_A);
+    assert!(fetch(ONLINE).contains("does not exist on the server (HTTP 404)"));
+    let gone = fetch(Fetch { offline: false, locked: true });
+    assert!(gone.contains("a 1 is pinned by the lock file") && gone.contains("dyad lock --update"), "{gone}");
+    assert!(!archive.cache.blob_path(&locked[0].sha256).exists());
+    let nowhere = Sources::cache_only("bookworm", "amd64").fetch(&archive.cache, &locked, ONLINE, &Silent);
+    assert!(nowhere.unwrap_err().to_string().contains("no mirror for it is configured"));
+}
+
+#[test]
+fn offline_needs_release_and_index_in_the_cache() {
+    let archive = Archive::new();
+    let error = archive.refresh(true).unwrap_err();
+    assert!(
+        error.contains("InRelease of bookworm is not in the cache") && error.contains("--offline"),
+        "{error}"
+    );
+    archive.refresh(false).unwrap();
+    archive.server.requests("");
+    assert_eq!(archive.refresh(true).unwrap().len(), 2);
+    assert_eq!(archive.server.requests(""), [""; 0]);
+    std::fs::remove_dir_all(archive.cache.root().join("sha256")).unwrap();
+    let error = archive.refresh(true).unwrap_err();
+    assert!(error.contains("main/binary-amd64/Packages.xz of bookworm is not in the cache"), "{error}");
+}
+
+#[test]
+fn two_builds_at_once_download_each_file_once() {
+    let archive = Archive::new();
+    let locked = archive.locked();
+    archive.server.requests("");
+    std::thread::scope(|scope| {
+        let builds: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    let cache = Cache::open(archive.cache.root()).unwrap();
+                    archive.sources().fetch(&cache, &locked, ONLINE, &Silent).unwrap()
+                })
+            })
+            .collect();
+        for build in builds {
+            assert_eq!(std::fs::read(&build.join().unwrap()[0]).unwrap(), deb("a"));
+        }
+    });
+    assert_eq!(archive.server.requests("pool").len(), 2);
+    assert_eq!(std::fs::read_dir(archive.cache.root().join("partial")).unwrap().count(), 0);
+}
