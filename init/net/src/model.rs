@@ -70,19 +70,18 @@ pub struct ObservedLink {
     pub up: bool,
     /// Index of the bond or bridge that it belongs to.
     pub controller: Option<u32>,
+    /// That is a bond, which gives all its members one address.
+    pub in_bond: bool,
     /// Settings, when it is a bond.
     pub bond: Option<BondSettings>,
 }
 
 impl ObservedLink {
     /// The address by which a site file names this link: the permanent one. A virtual link has none; then the
-    /// present one counts, unless the link belongs to something that may have given it that address.
+    /// present one counts, unless the link has it from a bond.
     pub fn identity(&self) -> Option<Mac> {
-        self.permanent_mac.or(if self.controller.is_none() && self.kind == LinkKind::Physical {
-            self.mac
-        } else {
-            None
-        })
+        let own = self.kind == LinkKind::Physical && !self.in_bond;
+        self.permanent_mac.or(if own { self.mac } else { None })
     }
 }
 

@@ -11,7 +11,7 @@ use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{
     BondLacpRate, BondMode, BondXmitHashPolicy, InfoBond, InfoBondPort, InfoData, InfoKind, InfoPortData,
-    LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, Prop,
+    InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, Prop,
 };
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
 use rtnetlink::{Handle, LinkBond, LinkBridge, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
@@ -287,6 +287,7 @@ fn observed_link(message: &LinkMessage, sysfs: &Path) -> ObservedLink {
         pci: None,
         up: message.header.flags.contains(LinkFlags::Up),
         controller: None,
+        in_bond: false,
         bond: None,
     };
     let mut info_kind = None;
@@ -307,6 +308,7 @@ fn observed_link(message: &LinkMessage, sysfs: &Path) -> ObservedLink {
                     match info {
                         LinkInfo::Kind(kind) => info_kind = Some(kind.clone()),
                         LinkInfo::Data(InfoData::Bond(infos)) => link.bond = Some(bond_settings(infos)),
+                        LinkInfo::PortKind(InfoPortKind::Bond) => link.in_bond = true,
                         LinkInfo::PortData(InfoPortData::BondPort(infos)) => {
                             for info in infos {
                                 if let InfoBondPort::PermHwaddr(bytes) = info {

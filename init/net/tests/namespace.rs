@@ -1,0 +1,261 @@
+//! The real kernel, in user, network, mount and UTS namespaces of its own: no root needed. `ip` (iproute2) makes the
+//! cables and says what came of it.
+#![allow(clippy::unwrap_used, reason = "a test helper that fails is a failed test")]
+
+use std::path::Path;
+use std::process::Command;
+
+use dyad_net::{Converged, Names, NetError, Netlink, Network, Step, converge};
+use dyad_spec::Source;
+use dyad_spec::site::Site;
+
+const SITE: &str = r#"
+cluster = "test"
+
+[nodes.node-a.links.lan0]
+mac = "52:54:00:00:00:0a"
+[nodes.node-a.links.repl0]
+mac = "52:54:00:00:00:0b"
+[nodes.node-a.addresses]
+br0 = ["10.0.0.1/24", "fd00::1/64"]
+repl0 = ["10.1.0.1/24"]
+
+[bridges.br0]
+members = ["lan0"]
+
+[[routes]]
+to = "default"
+via = "10.0.0.254"
+[[routes]]
+to = "fd01::/64"
+via = "fd00::fe"
+"#;
+
+/// Runs one of the `inside_` tests of this file in fresh namespaces.
+fn in_namespaces(test: &str) {
+    #[allow(clippy::disallowed_methods, reason = "tests drive outside tools")]
+    let mut unshare = Command::new("/usr/bin/unshare");
+    let out = unshare
+        .args(["--user", "--map-root-user", "--net", "--mount", "--uts"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--ignored", "--test-threads", "1", "--nocapture"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success() && text.contains("1 passed"), "{text}");
+}
+
+fn ip(command: &str) -> String {
+    #[allow(clippy::disallowed_methods, reason = "tests drive outside tools")]
+    let out = Command::new("/usr/sbin/ip").args(command.split(' ')).output().unwrap();
+    assert!(out.status.success(), "ip {command}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+/// What the kernel does in the background takes milliseconds; ten seconds mean that it never happens.
+fn eventually(holds: impl Fn() -> bool) {
+    for _ in 0..200 {
+        if holds() {
+            return;
+        }
+        #[allow(clippy::disallowed_methods, reason = "waits for the kernel of this machine")]
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    panic!("did not come to hold within 10 s");
+}
+
+/// sysfs shows the namespace in which it was mounted.
+fn sysfs() {
+    #[allow(clippy::disallowed_methods, reason = "tests drive outside tools")]
+    let mut mount = Command::new("/usr/bin/mount");
+    assert!(mount.args(["-t", "sysfs", "sysfs", "/sys"]).status().unwrap().success());
+}
+
+/// Two cables whose outer ends are in a bridge-like nowhere: up, without addresses.
+fn cables() {
+    for (name, mac) in [("eth7", "0a"), ("eth8", "0b")] {
+        ip(&format!("link add {name} address 52:54:00:00:00:{mac} type veth peer name out-{name}"));
+        ip(&format!("link set out-{name} up"));
+    }
+}
+
+fn site() -> Site {
+    Site::parse(Source::new("site.toml", SITE)).unwrap_or_else(|errors| panic!("{errors:?}"))
+}
+
+fn run<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+async fn bring(network: &Network) -> Result<Converged, NetError> {
+    converge(&Netlink::open(Path::new("/sys")).unwrap(), network).await
+}
+
+fn text(steps: &[Step]) -> Vec<String> {
+    steps.iter().map(ToString::to_string).collect()
+}
+
+fn carrier_changes(link: &str) -> String {
+    std::fs::read_to_string(format!("/sys/class/net/{link}/carrier_changes")).unwrap()
+}
+
+#[test]
+fn a_node_is_configured_once_and_repaired() {
+    in_namespaces("inside_configure");
+}
+
+#[test]
+#[ignore = "run in namespaces by another test"]
+fn inside_configure() {
+    sysfs();
+    cables();
+    let site = site();
+    let network = Network::of(&site, &site.nodes[0]);
+    let first = run(bring(&network)).unwrap();
+    assert_eq!(first.missing, [""; 0]);
+    assert!(first.done.len() > 10, "{:?}", text(&first.done));
+
+    // What the kernel has, in the words of another program.
+    // A bridge has carrier, and with it a link-local address, a moment after its first member.
+    eventually(|| ip("address show br0").contains("inet6 fe80::"));
+    let bridge = ip("-d address show br0");
+    assert!(bridge.contains("inet 10.0.0.1/24") && bridge.contains("inet6 fd00::1/64"), "{bridge}");
+    assert!(bridge.contains("52:54:00:00:00:0a"), "{bridge}");
+    assert!(bridge.contains("forward_delay 0") && bridge.contains("stp_state 0"), "{bridge}");
+    let lan0 = ip("address show eth7");
+    assert!(lan0.contains("lan0@") && lan0.contains("altname eth7") && lan0.contains("master br0"), "{lan0}");
+    assert!(ip("address show repl0").contains("inet 10.1.0.1/24"));
+    assert!(ip("route show").contains("default via 10.0.0.254 dev br0 proto static"));
+    assert!(ip("-6 route show").contains("fd01::/64 via fd00::fe dev br0 proto static"));
+    assert!(ip("link show lo").contains("UP"));
+
+    // Again: nothing is touched, no carrier flaps.
+    ip("address add 10.0.0.100/24 dev br0");
+    let carrier = (carrier_changes("lan0"), carrier_changes("br0"));
+    assert_eq!(run(bring(&network)).unwrap(), Converged::default());
+    assert_eq!((carrier_changes("lan0"), carrier_changes("br0")), carrier);
+    assert!(ip("address show br0").contains("10.0.0.100/24"), "a virtual address is somebody else's");
+
+    repairs(&network);
+    status();
+}
+
+fn repairs(network: &Network) {
+    let repaired = |damage: &[&str], expected: &[&str]| {
+        for command in damage {
+            ip(command);
+        }
+        assert_eq!(text(&run(bring(network)).unwrap().done), expected, "after {damage:?}");
+        assert_eq!(run(bring(network)).unwrap(), Converged::default(), "after {damage:?}");
+    };
+    repaired(&["address del fd00::1/64 dev br0"], &["br0: add fd00::1/64"]);
+    repaired(&["link set lan0 nomaster"], &["lan0: join br0"]);
+    repaired(&["route replace default via 10.0.0.253"], &["route 0.0.0.0/0 via 10.0.0.254"]);
+    repaired(&["address del 10.1.0.1/24 dev repl0"], &["repl0: add 10.1.0.1/24"]);
+    repaired(
+        &["link set repl0 down", "link set repl0 name wrong0", "link set wrong0 up"],
+        &["wrong0: down", "wrong0: rename to repl0", "repl0: also called wrong0", "repl0: up"],
+    );
+    // The link takes its addresses and the routes through it away; they come back with it.
+    let done = {
+        ip("link delete br0");
+        text(&run(bring(network)).unwrap().done)
+    };
+    assert!(done.contains(&"br0: create bridge 52:54:00:00:00:0a".to_owned()), "{done:?}");
+    assert!(done.contains(&"route 0.0.0.0/0 via 10.0.0.254".to_owned()), "{done:?}");
+    assert_eq!(run(bring(network)).unwrap(), Converged::default());
+}
+
+fn status() {
+    let links = run(async { Netlink::open(Path::new("/sys")).unwrap().status().await }).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&serde_json::to_string(&links).unwrap()).unwrap();
+    let named =
+        |name: &str| json.as_array().unwrap().iter().find(|link| link["name"] == name).unwrap().clone();
+    let lan0 = named("lan0");
+    assert_eq!(lan0["controller"], "br0");
+    assert_eq!((&lan0["up"], &lan0["carrier"]), (&true.into(), &true.into()));
+    assert_eq!(lan0["speed_mbps"], 10_000);
+    assert!(named("br0")["addresses"].as_array().unwrap().contains(&"10.0.0.1/24".into()));
+    assert!(!json.as_array().unwrap().iter().any(|link| link["name"] == "lo"));
+    ip("link set out-eth8 down");
+    let links = run(async { Netlink::open(Path::new("/sys")).unwrap().status().await }).unwrap();
+    assert!(!links.iter().find(|link| link.name == "repl0").unwrap().carrier);
+}
+
+#[test]
+fn without_a_site_links_have_link_local_addresses_only() {
+    in_namespaces("inside_unconfigured");
+}
+
+#[test]
+#[ignore = "run in namespaces by another test"]
+fn inside_unconfigured() {
+    sysfs();
+    cables();
+    let done = run(bring(&Network::unconfigured())).unwrap().done;
+    let mut done = text(&done);
+    done.sort_unstable();
+    assert_eq!(done, ["eth7: up", "eth8: up", "lo: up"]);
+    eventually(|| ip("-6 address show eth7").contains("fe80::"));
+    assert_eq!(ip("-4 -o address show scope global"), "");
+    assert_eq!(run(bring(&Network::unconfigured())).unwrap(), Converged::default());
+}
+
+#[test]
+fn two_links_with_each_others_names_exchange_them() {
+    in_namespaces("inside_exchange");
+}
+
+#[test]
+#[ignore = "run in namespaces by another test"]
+fn inside_exchange() {
+    sysfs();
+    cables();
+    ip("link set eth7 name repl0");
+    ip("link set eth8 name lan0");
+    ip("link set lan0 up");
+    let site = site();
+    let network = Network::of(&site, &site.nodes[0]);
+    run(bring(&network)).unwrap();
+    assert!(ip("link show lan0").contains("52:54:00:00:00:0a"));
+    assert!(ip("link show repl0").contains("52:54:00:00:00:0b"));
+    assert_eq!(run(bring(&network)).unwrap(), Converged::default());
+}
+
+#[test]
+fn a_name_that_is_taken_is_refused_and_nothing_changes() {
+    in_namespaces("inside_taken");
+}
+
+#[test]
+#[ignore = "run in namespaces by another test"]
+fn inside_taken() {
+    sysfs();
+    cables();
+    ip("link add name lan0 type bridge");
+    let before = ip("-o link show");
+    let site = site();
+    let error = run(bring(&Network::of(&site, &site.nodes[0]))).unwrap_err().to_string();
+    assert_eq!(error, "the name lan0 is needed for the link of role lan0 but belongs to link lan0");
+    assert_eq!(ip("-o link show"), before);
+}
+
+#[test]
+fn names_are_written_once() {
+    in_namespaces("inside_names");
+}
+
+#[test]
+#[ignore = "run in namespaces by another test"]
+fn inside_names() {
+    let directory = tempfile::tempdir().unwrap();
+    let site = site();
+    let names = Names::of(&site, &site.nodes[0]);
+    names.apply(directory.path()).unwrap();
+    assert_eq!(std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap(), "node-a\n");
+    let hosts = directory.path().join("hosts");
+    let written = std::fs::metadata(&hosts).unwrap().modified().unwrap();
+    names.apply(directory.path()).unwrap();
+    assert_eq!(std::fs::metadata(&hosts).unwrap().modified().unwrap(), written);
+    assert!(std::fs::read_to_string(&hosts).unwrap().contains("10.0.0.1 node-a\n"));
+}
