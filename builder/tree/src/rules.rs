@@ -12,7 +12,7 @@ struct Matcher {
 impl Matcher {
     fn new(pattern: &PathGlob) -> Self {
         let text = pattern.as_str();
-        let literal = text[..text.find(['*', '?']).unwrap_or(text.len())].as_bytes().to_vec();
+        let literal = text.as_bytes()[..text.find(['*', '?']).unwrap_or(text.len())].to_vec();
         Matcher { literal, pattern: pattern.clone() }
     }
 

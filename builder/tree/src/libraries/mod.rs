@@ -72,6 +72,9 @@ fn conf(tree: &Tree, path: &[u8], dirs: &mut Vec<String>, files: &mut usize) {
     }
 }
 
+/// A DT_NEEDED entry and the file that the loader would find for it.
+type Need = (String, Option<Vec<u8>>);
+
 /// Every dynamic ELF file of a tree and what it needs.
 struct Graph {
     files: BTreeMap<Vec<u8>, Dynamic>,
@@ -79,7 +82,7 @@ struct Graph {
     /// Files outside the search directories by their last component; the first path of several.
     private: BTreeMap<Vec<u8>, Vec<u8>>,
     /// For each file its DT_NEEDED entries with the file that each finds.
-    needs: BTreeMap<Vec<u8>, Vec<(String, Option<Vec<u8>>)>>,
+    needs: BTreeMap<Vec<u8>, Vec<Need>>,
 }
 
 impl Graph {

@@ -188,7 +188,10 @@ fn distance(a: &str, b: &str) -> usize {
 mod tests {
     use super::*;
 
-    fn catalogue(list: &[(&str, &[&str], &[&str], &[&str])]) -> Catalogue {
+    /// Name, hard dependencies, soft dependencies, aliases.
+    type Row<'a> = (&'a str, &'a [&'a str], &'a [&'a str], &'a [&'a str]);
+
+    fn catalogue(list: &[Row<'_>]) -> Catalogue {
         let strings = |l: &[&str]| l.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
         let modules = list
             .iter()
