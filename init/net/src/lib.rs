@@ -15,7 +15,7 @@ mod status;
 pub use model::{BondSettings, BondWay, LinkKind, Network, Observed, ObservedLink, ObservedRoute};
 pub use names::{Names, UNNAMED};
 pub use netlink::{Kernel, NetError, Netlink};
-pub use plan::{Plan, PlanError, Step, plan};
+pub use plan::{BondChange, Plan, PlanError, Step, plan};
 pub use status::{BondStatus, LinkStatus, MemberStatus};
 
 /// How often is planned and done before it counts as unstable. Two are usual: taking a link down also drops its

@@ -17,7 +17,7 @@ use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, 
 use rtnetlink::{Handle, LinkBond, LinkBridge, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 
 use crate::model::{BondSettings, BondWay, LinkKind, Observed, ObservedLink, ObservedRoute};
-use crate::plan::Step;
+use crate::plan::{BondChange, Step};
 
 /// What planning needs of a kernel. One implementation talks to the real one.
 pub trait Kernel {
@@ -154,11 +154,13 @@ impl Netlink {
                 link.property_add(index).alt_ifname(&[alt]).execute().await
             }
             Step::CreateBond(name, settings) => {
-                link.add(bond_options(LinkBond::new(name), *settings).build()).execute().await
+                link.add(bond_options(LinkBond::new(name), (*settings).into()).build()).execute().await
             }
-            Step::SetBond(name, settings) => {
+            Step::SetBond(name, change) => {
                 let index = self.index(name).await?;
-                let message = bond_options(LinkBond::new(name), *settings).index(index).build();
+                // By index alone: a message that also has the name is taken as a rename, which a bond that is up refuses.
+                let bond = LinkMessageBuilder::new_with_info_kind(InfoKind::Bond).index(index);
+                let message = bond_options(bond, *change).build();
                 // RTM_NEWLINK without "create": the settings of a kind are not reachable through RTM_SETLINK.
                 link.set_port(message).execute().await
             }
@@ -217,21 +219,25 @@ impl Kernel for Netlink {
     }
 }
 
-fn bond_options(bond: LinkMessageBuilder<LinkBond>, settings: BondSettings) -> LinkMessageBuilder<LinkBond> {
-    let mode = match settings.mode {
-        BondWay::Lacp => BondMode::Ieee8023Ad,
-        BondWay::ActiveBackup => BondMode::ActiveBackup,
-        BondWay::Other(number) => BondMode::from(number),
-    };
-    let mut bond = bond.mode(mode).miimon(settings.miimon_ms);
-    if let Some(hash) = settings.hash {
+fn bond_options(mut bond: LinkMessageBuilder<LinkBond>, change: BondChange) -> LinkMessageBuilder<LinkBond> {
+    if let Some(mode) = change.mode {
+        bond = bond.mode(match mode {
+            BondWay::Lacp => BondMode::Ieee8023Ad,
+            BondWay::ActiveBackup => BondMode::ActiveBackup,
+            BondWay::Other(number) => BondMode::from(number),
+        });
+    }
+    if let Some(milliseconds) = change.miimon_ms {
+        bond = bond.miimon(milliseconds);
+    }
+    if let Some(hash) = change.hash {
         bond = bond.xmit_hash_policy(match hash {
             HashPolicy::Layer2 => BondXmitHashPolicy::Layer2,
             HashPolicy::Layer23 => BondXmitHashPolicy::Layer23,
             HashPolicy::Layer34 => BondXmitHashPolicy::Layer34,
         });
     }
-    if let Some(rate) = settings.lacp_rate {
+    if let Some(rate) = change.lacp_rate {
         bond = bond.ad_lacp_rate(match rate {
             LacpRate::Slow => BondLacpRate::Slow,
             LacpRate::Fast => BondLacpRate::Fast,

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use dyad_spec::site::{Bond, LinkMatch, Route};
+use dyad_spec::site::{Bond, HashPolicy, LacpRate, LinkMatch, Route};
 use dyad_spec::{IpNet, Mac};
 
-use crate::model::{BondSettings, LinkKind, Network, Observed, ObservedLink};
+use crate::model::{BondSettings, BondWay, LinkKind, Network, Observed, ObservedLink};
 
 /// One change. Links are named as they are called when the step runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,8 +29,9 @@ pub enum Step {
     },
     /// Make a bond, down and without members.
     CreateBond(String, BondSettings),
-    /// Change the settings of a bond.
-    SetBond(String, BondSettings),
+    /// Change those settings of a bond that differ: the kernel refuses some while the bond is up or has members,
+    /// even if they would stay the same.
+    SetBond(String, BondChange),
     /// Make a bridge with a fixed MAC address (else it would change with its members).
     CreateBridge(String, Option<Mac>),
     /// Make a link a member.
@@ -56,8 +57,10 @@ impl fmt::Display for Step {
             Self::Down(link) => write!(f, "{link}: down"),
             Self::Rename { from, to } => write!(f, "{from}: rename to {to}"),
             Self::AltName { link, name } => write!(f, "{link}: also called {name}"),
-            Self::CreateBond(name, settings) => write!(f, "{name}: create bond, {}", Settings(settings)),
-            Self::SetBond(name, settings) => write!(f, "{name}: change bond to {}", Settings(settings)),
+            Self::CreateBond(name, settings) => {
+                write!(f, "{name}: create bond{}", BondChange::from(*settings))
+            }
+            Self::SetBond(name, change) => write!(f, "{name}: change bond{change}"),
             Self::CreateBridge(name, Some(mac)) => write!(f, "{name}: create bridge {mac}"),
             Self::CreateBridge(name, None) => write!(f, "{name}: create bridge"),
             Self::Join { link, controller } => write!(f, "{link}: join {controller}"),
@@ -69,15 +72,54 @@ impl fmt::Display for Step {
     }
 }
 
-struct Settings<'a>(&'a BondSettings);
+/// Some settings of a bond.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BondChange {
+    /// How the members work together.
+    pub mode: Option<BondWay>,
+    /// Milliseconds between two looks at the carrier.
+    pub miimon_ms: Option<u32>,
+    /// Only with LACP.
+    pub lacp_rate: Option<LacpRate>,
+    /// Only with LACP.
+    pub hash: Option<HashPolicy>,
+}
 
-impl fmt::Display for Settings<'_> {
+impl BondChange {
+    /// What leads from one to the other. A change of mode states everything: the kernel resets some of the rest.
+    fn between(now: Option<BondSettings>, wanted: BondSettings) -> Self {
+        let all = Self::from(wanted);
+        match now {
+            Some(now) if now.mode == wanted.mode => Self {
+                mode: None,
+                miimon_ms: all.miimon_ms.filter(|_| now.miimon_ms != wanted.miimon_ms),
+                lacp_rate: all.lacp_rate.filter(|_| now.lacp_rate != wanted.lacp_rate),
+                hash: all.hash.filter(|_| now.hash != wanted.hash),
+            },
+            _ => all,
+        }
+    }
+}
+
+impl From<BondSettings> for BondChange {
+    fn from(settings: BondSettings) -> Self {
+        let BondSettings { mode, miimon_ms, lacp_rate, hash } = settings;
+        Self { mode: Some(mode), miimon_ms: Some(miimon_ms), lacp_rate, hash }
+    }
+}
+
+impl fmt::Display for BondChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} miimon {} ms", self.0.mode, self.0.miimon_ms)?;
-        if let Some(rate) = self.0.lacp_rate {
+        if let Some(mode) = self.mode {
+            write!(f, ", {mode:?}")?;
+        }
+        if let Some(milliseconds) = self.miimon_ms {
+            write!(f, ", miimon {milliseconds} ms")?;
+        }
+        if let Some(rate) = self.lacp_rate {
             write!(f, ", rate {rate:?}")?;
         }
-        self.0.hash.map_or(Ok(()), |hash| write!(f, ", hash {hash:?}"))
+        self.hash.map_or(Ok(()), |hash| write!(f, ", hash {hash:?}"))
     }
 }
 
@@ -347,8 +389,8 @@ impl<'a> Planner<'a> {
         wanted: BondSettings,
         roles: &Roles<'a>,
     ) -> bool {
-        let other_mode = link.bond.map(|now| now.mode) != Some(wanted.mode);
-        let other_rate = link.bond.map(|now| now.lacp_rate) != Some(wanted.lacp_rate);
+        let change = BondChange::between(link.bond, wanted);
+        let other_mode = change.mode.is_some();
         if other_mode {
             for role in &bond.members {
                 if roles.get(role.as_str()).is_some_and(|member| member.controller == Some(link.index)) {
@@ -356,11 +398,11 @@ impl<'a> Planner<'a> {
                 }
             }
         }
-        if (other_mode || other_rate) && link.up {
+        if (other_mode || change.lacp_rate.is_some()) && link.up {
             self.step(Step::Down(bond.name.clone()));
             self.down.insert(bond.name.clone());
         }
-        self.step(Step::SetBond(bond.name.clone(), wanted));
+        self.step(Step::SetBond(bond.name.clone(), change));
         other_mode
     }
 

@@ -259,3 +259,146 @@ fn inside_names() {
     assert_eq!(std::fs::metadata(&hosts).unwrap().modified().unwrap(), written);
     assert!(std::fs::read_to_string(&hosts).unwrap().contains("10.0.0.1 node-a\n"));
 }
+
+const BONDS: &str = r#"
+cluster = "test"
+
+[nodes.node-a.links.lan0]
+mac = "52:54:00:00:00:0a"
+[nodes.node-a.links.lan1]
+mac = "52:54:00:00:00:0b"
+[nodes.node-a.links.repl0]
+mac = "52:54:00:00:00:0c"
+[nodes.node-a.links.repl1]
+mac = "52:54:00:00:00:0d"
+[nodes.node-a.addresses]
+br0 = ["10.0.0.1/24"]
+bond1 = ["10.1.0.1/24", "fd00::1/64"]
+
+[bonds.bond0]
+mode = "active-backup"
+members = ["lan0", "lan1"]
+[bonds.bond1]
+mode = "802.3ad"
+members = ["repl0", "repl1"]
+
+[bridges.br0]
+members = ["bond0"]
+
+[[routes]]
+to = "default"
+via = "10.0.0.254"
+"#;
+
+#[test]
+#[ignore = "needs the modules bonding, bridge and veth: run in a guest"]
+fn bonds_are_made_and_repaired() {
+    in_namespaces("inside_bonds");
+}
+
+fn link_status(name: &str) -> dyad_net::LinkStatus {
+    let links = run(async { Netlink::open(Path::new("/sys")).unwrap().status().await }).unwrap();
+    links.into_iter().find(|link| link.name == name).unwrap()
+}
+
+fn in_sync(member: &str) -> bool {
+    link_status(member).member.is_some_and(|member| member.in_sync == Some(true))
+}
+
+#[test]
+#[ignore = "run in namespaces by another test"]
+fn inside_bonds() {
+    sysfs();
+    // Four cables; the outer ends of two are an LACP partner.
+    for (name, mac) in [("eth0", "0b"), ("eth1", "0a"), ("eth2", "0d"), ("eth3", "0c")] {
+        ip(&format!("link add {name} address 52:54:00:00:00:{mac} type veth peer name out-{name}"));
+    }
+    ip("link add peer type bond mode 802.3ad lacp_rate fast miimon 100");
+    for outer in ["out-eth2", "out-eth3"] {
+        ip(&format!("link set {outer} master peer"));
+    }
+    for outer in ["out-eth0", "out-eth1", "peer"] {
+        ip(&format!("link set {outer} up"));
+    }
+    let site = Site::parse(Source::new("site.toml", BONDS)).unwrap_or_else(|errors| panic!("{errors:?}"));
+    let network = Network::of(&site, &site.nodes[0]);
+    let first = run(bring(&network)).unwrap();
+    println!("{:#?}", text(&first.done));
+    let again = || assert_eq!(run(bring(&network)).unwrap(), Converged::default());
+    again();
+
+    let bond1 = ip("-d link show bond1");
+    for option in ["mode 802.3ad", "miimon 100", "lacp_rate fast", "xmit_hash_policy layer3+4"] {
+        assert!(bond1.contains(option), "{option}: {bond1}");
+    }
+    assert!(ip("-d link show bond0").contains("mode active-backup"));
+    assert!(ip("link show bond0").contains("master br0"));
+    assert!(ip("link show eth1").contains("lan0@") && ip("link show eth3").contains("repl0@"));
+    eventually(|| in_sync("repl0") && in_sync("repl1"));
+    let partner = link_status("peer").mac;
+    let status = link_status("bond1").bond.unwrap();
+    assert_eq!((status.partner, status.aggregated, status.mode.as_str()), (partner, Some(2), "802.3ad"));
+    assert!(ip("address show bond1").contains("inet6 fe80::"));
+
+    // A healthy bond is never disturbed.
+    let carrier = (carrier_changes("repl0"), carrier_changes("bond1"), carrier_changes("lan0"));
+    again();
+    assert_eq!((carrier_changes("repl0"), carrier_changes("bond1"), carrier_changes("lan0")), carrier);
+
+    // Both members of bond0 show one address; each is still known by its own.
+    assert_eq!(link_status("lan0").mac, link_status("lan1").mac);
+    let failed = link_status("bond0").bond.unwrap().active.unwrap();
+    assert_eq!(failed, "lan0");
+    ip("link set out-eth1 down");
+    eventually(|| link_status("bond0").bond.unwrap().active.as_deref() == Some("lan1"));
+    again();
+    ip("link set out-eth1 up");
+
+    bond_repairs(&network);
+    bond_fallback(&network);
+}
+
+fn bond_repairs(network: &Network) {
+    let repaired = |damage: &[&str], expected: &[&str]| {
+        for command in damage {
+            ip(command);
+        }
+        assert_eq!(text(&run(bring(network)).unwrap().done), expected, "after {damage:?}");
+        assert_eq!(run(bring(network)).unwrap(), Converged::default(), "after {damage:?}");
+    };
+    repaired(&["link set bond1 type bond miimon 50"], &["bond1: change bond, miimon 100 ms"]);
+    repaired(&["link set bond1 type bond xmit_hash_policy layer2"], &["bond1: change bond, hash Layer34"]);
+    repaired(&["link set repl1 nomaster"], &["repl1: join bond1"]);
+    for damage in [
+        &["link set bond1 down", "link set bond1 type bond lacp_rate slow", "link set bond1 up"][..],
+        &["link delete bond1", "link add bond1 type bond mode balance-rr"],
+        &["link delete bond0"],
+    ] {
+        for command in damage {
+            ip(command);
+        }
+        run(bring(network)).unwrap();
+        assert_eq!(run(bring(network)).unwrap(), Converged::default(), "after {damage:?}");
+        assert!(ip("-d link show bond1").contains("lacp_rate fast"));
+        assert!(ip("address show bond1").contains("fd00::1/64"));
+        assert!(ip("route show").contains("default via 10.0.0.254"));
+    }
+    eventually(|| in_sync("repl0") && in_sync("repl1"));
+}
+
+fn bond_fallback(network: &Network) {
+    ip("link delete peer");
+    for outer in ["out-eth2", "out-eth3"] {
+        ip(&format!("link set {outer} up"));
+    }
+    eventually(|| link_status("bond1").bond.unwrap().partner.is_none());
+    assert!(!in_sync("repl0") && !in_sync("repl1"));
+    let mut alone = network.clone();
+    assert!(alone.fall_back("bond1"));
+    run(bring(&alone)).unwrap();
+    eventually(|| link_status("bond1").bond.unwrap().active.is_some());
+    assert_eq!(run(bring(&alone)).unwrap(), Converged::default());
+    run(bring(network)).unwrap();
+    assert_eq!(link_status("bond1").bond.unwrap().mode, "802.3ad");
+    assert_eq!(run(bring(network)).unwrap(), Converged::default());
+}
