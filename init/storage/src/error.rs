@@ -108,12 +108,19 @@ pub enum PhaseError {
         /// Device number that belongs there.
         expected: String,
     },
+    /// The shutdown could not let go of everything.
+    #[error("still being written to at the end: {}; everything written so far was flushed", list(.0))]
+    InUse(Vec<PathBuf>),
     /// LVM said something that cannot be read.
     #[error("lvm: {0}")]
     Volumes(String),
     /// A program failed.
     #[error(transparent)]
     Tool(#[from] ToolError),
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// Gives an I/O result the step it belongs to.

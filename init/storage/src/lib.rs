@@ -152,10 +152,18 @@ fn esp(host: &Host) -> Result<Report, PhaseError> {
 fn teardown(host: &Host) -> Result<Report, PhaseError> {
     let below: Vec<_> =
         ["/data", "/var/log/journal", "/state", "/efi"].into_iter().map(|path| host.path(path)).collect();
-    let mut report = Report { live: false, changes: mounts::unmount_below(&below)? };
+    let mounts = mounts::unmount_below(&below)?;
+    let gone = mounts.gone.iter().map(|path| format!("unmounted {}", path.display()));
+    let read_only =
+        mounts.read_only.iter().map(|path| format!("{} is in use; made read-only", path.display()));
+    let mut report = Report { live: false, changes: gone.chain(read_only).collect() };
+    if !mounts.writable.is_empty() {
+        return Err(PhaseError::InUse(mounts.writable));
+    }
     let Some(disk) = disk::find_root_disk(host)? else { return Ok(report) };
     let data = disk.table().partitions().get(&grow::DATA);
-    if data.is_some_and(|partition| partition.name == "data") {
+    // A volume that is still mounted cannot be let go; it is read-only then, and that is enough.
+    if mounts.read_only.is_empty() && data.is_some_and(|partition| partition.name == "data") {
         let locks = host.path("/run/dyad/lvm");
         std::fs::create_dir_all(&locks).doing("make the directory", &locks)?;
         Lvm::new(host, &disk.partition_path(grow::DATA)?).deactivate()?;

@@ -124,28 +124,38 @@ pub(crate) fn bind(from: &Path, to: &Path) -> Result<bool, PhaseError> {
     Ok(true)
 }
 
-/// Unmounts everything at and below the given directories, the latest mount first. Returns what went.
+/// What became of the mounts at a shutdown.
+#[derive(Debug, Default)]
+pub(crate) struct Unmounted {
+    /// Unmounted.
+    pub(crate) gone: Vec<PathBuf>,
+    /// Still in use and read-only now.
+    pub(crate) read_only: Vec<PathBuf>,
+    /// Still writable, because something has a file open for writing.
+    pub(crate) writable: Vec<PathBuf>,
+}
+
+/// Unmounts everything at and below the given directories, the latest mount first.
 ///
-/// A mount that is still in use cannot go; it is made read-only, which writes back all of it, and is told as such:
-/// at shutdown nothing better can be done and the machine must not hang on it.
-pub(crate) fn unmount_below(directories: &[PathBuf]) -> Result<Vec<String>, PhaseError> {
-    let mut told = Vec::new();
-    for mounted in current()?.iter().rev() {
+/// A mount that is still in use cannot go; it is made read-only, which writes back all of it. One that cannot even
+/// be that is flushed and told: the machine must not hang on it, and the others must still go.
+pub(crate) fn unmount_below(directories: &[PathBuf]) -> Result<Unmounted, PhaseError> {
+    let mut result = Unmounted::default();
+    for mounted in current()?.into_iter().rev() {
         if !directories.iter().any(|directory| mounted.at.starts_with(directory)) {
             continue;
         }
-        let path = &mounted.at;
-        match rustix::mount::unmount(path, UnmountFlags::NOFOLLOW) {
-            Ok(()) => told.push(format!("unmounted {}", path.display())),
-            Err(rustix::io::Errno::BUSY) => {
-                rustix::mount::mount_remount(path, MountFlags::RDONLY, c"")
-                    .doing("unmount (busy) and then make read-only", path)?;
-                told.push(format!("{} is in use; made read-only", path.display()));
-            }
-            Err(errno) => return Err(errno).doing("unmount", path),
+        let path = mounted.at;
+        if rustix::mount::unmount(&path, UnmountFlags::NOFOLLOW).is_ok() {
+            result.gone.push(path);
+        } else if rustix::mount::mount_remount(&path, MountFlags::RDONLY, c"").is_ok() {
+            result.read_only.push(path);
+        } else {
+            rustix::fs::sync();
+            result.writable.push(path);
         }
     }
-    Ok(told)
+    Ok(result)
 }
 
 #[cfg(test)]
