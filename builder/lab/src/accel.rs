@@ -46,7 +46,7 @@ mod tests {
     /// The probe itself, on translation: it tells a firmware that runs from one that does not.
     #[test]
     fn a_probe_guest_shows_life_or_does_not() {
-        let (qemu, firmware) = (tools::qemu().unwrap(), tools::firmware().unwrap());
+        let (qemu, firmware) = (tools::qemu(&|_| ()).unwrap(), tools::firmware(&|_| ()).unwrap());
         assert!(starts(&qemu, &firmware, Accel::Tcg, Duration::from_secs(120)));
         let temp = tempfile::tempdir().unwrap();
         let code = temp.path().join("code.fd");

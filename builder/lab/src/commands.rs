@@ -122,9 +122,14 @@ fn psql(state: &StateDir, node: Option<&str>, args: &[OsString]) -> Result<()> {
         ("PGDATABASE", database),
         ("PGCONNECT_TIMEOUT", "10".into()),
     ];
-    let psql = tools::psql()?;
+    let psql = tools::psql(&|text| eprintln!("{text}"))?;
+    if psql.fresh {
+        // Unpacking left threads behind, and only a process with one thread can enter a user namespace.
+        let own: Vec<_> = std::env::args_os().skip(1).collect();
+        return Err(Program::itself().become_it(&own, &[]));
+    }
     namespace::enter(daemon_pid(state)?)?;
-    Err(psql.become_it(args, &env))
+    Err(psql.program.become_it(args, &env))
 }
 
 fn first_with_agent(state: &StateDir) -> Result<String> {

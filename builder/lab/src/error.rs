@@ -27,15 +27,13 @@ pub enum LabError {
     /// No daemon answers on this state directory.
     #[error("no lab is up in {}; start one with `dyad lab up`", .0.display())]
     NotUp(PathBuf),
-    /// A program that the lab needs is neither on the host nor to be had.
-    #[error("{name} was not found (looked in {searched}); {hint}")]
+    /// A root of unpacked packages does not hold what it should.
+    #[error("{name} is not in {}; remove that directory, and it is made anew", place.display())]
     NoTool {
         /// The program or firmware.
         name: String,
-        /// Where it was looked for.
-        searched: String,
-        /// How to get it.
-        hint: String,
+        /// The root.
+        place: PathBuf,
     },
     /// The request makes no sense or came at the wrong time.
     #[error("{0}")]

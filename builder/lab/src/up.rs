@@ -77,7 +77,12 @@ fn go_on(args: &UpArgs) {
 /// Everything up to a daemon that listens. As long as `up` holds the returned leash unreleased, its end ends the lab.
 fn begin(state: &StateDir, args: &UpArgs, env: &LabEnv, progress: &Progress) -> Result<UnixStream> {
     let sites = Sites::choose(args)?;
-    let (qemu, firmware) = (tools::qemu()?, tools::firmware()?);
+    let say = |text: &str| progress.say(text);
+    let (qemu, firmware) = (tools::qemu(&say)?, tools::firmware(&say)?);
+    if !args.no_wait {
+        // Needed at the end; had now, so that a missing one is told before anything is built.
+        tools::psql(&say)?;
+    }
     state.create(args.nodes)?;
     let lock = state.lock()?;
     let before = state.load()?;

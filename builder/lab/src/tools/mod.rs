@@ -1,0 +1,76 @@
+//! Programs and firmware that the lab needs: the host's, else unpacked from Debian packages into the cache and run from
+//! there with their own loader and libraries. Nothing is installed, nobody is root.
+
+mod root;
+mod sets;
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{LabError, Result, refuse};
+use crate::firmware::{self, Firmware};
+use crate::process::{Program, on_host};
+use root::Root;
+use sets::Set;
+
+/// `packages` makes every tool come from packages, even where the host has it.
+const VARIABLE: &str = "DYAD_LAB_TOOLS";
+
+/// QEMU with its data.
+pub(crate) struct Qemu {
+    /// The program.
+    pub(crate) program: Program,
+    /// Its data directory when that is not where it was built to look.
+    pub(crate) share: Option<PathBuf>,
+}
+
+/// PostgreSQL's client.
+pub(crate) struct Psql {
+    /// The program.
+    pub(crate) program: Program,
+    /// It was unpacked just now, with threads that may still be there.
+    pub(crate) fresh: bool,
+}
+
+/// Whether the host's own tools may be used.
+fn host_counts() -> Result<bool> {
+    match std::env::var(VARIABLE).as_deref() {
+        Err(_) | Ok("" | "host") => Ok(true),
+        Ok("packages") => Ok(false),
+        Ok(other) => refuse(format!(
+            "{VARIABLE} is {other:?}; `host` (the host's tools where it has them) or `packages` is accepted"
+        )),
+    }
+}
+
+/// QEMU for x86-64. `say` tells what takes time.
+pub(crate) fn qemu(say: &dyn Fn(&str)) -> Result<Qemu> {
+    if let (true, Some(file)) = (host_counts()?, on_host("qemu-system-x86_64")) {
+        return Ok(Qemu { program: Program::host(file), share: None });
+    }
+    let root = Root::obtain(Set::Qemu, say)?;
+    let file = root.file("usr/bin/qemu-system-x86_64")?;
+    Ok(Qemu { program: root.program(file)?, share: Some(root.file("usr/share/qemu")?) })
+}
+
+/// The UEFI firmware.
+pub(crate) fn firmware(say: &dyn Fn(&str)) -> Result<Firmware> {
+    if let (true, Some(found)) = (host_counts()?, firmware::below(Path::new("/"))) {
+        return Ok(found);
+    }
+    let root = Root::obtain(Set::Firmware, say)?;
+    firmware::below(root.path()).ok_or_else(|| LabError::NoTool {
+        name: "UEFI firmware".into(),
+        place: root.path().to_path_buf(),
+    })
+}
+
+/// PostgreSQL's client.
+pub(crate) fn psql(say: &dyn Fn(&str)) -> Result<Psql> {
+    if let (true, Some(file)) = (host_counts()?, on_host("psql")) {
+        return Ok(Psql { program: Program::host(file), fresh: false });
+    }
+    let root = Root::obtain(Set::Psql, say)?;
+    // The package's /usr/bin/psql is a wrapper in Perl; this is the program.
+    let file = root.file(&format!("usr/lib/postgresql/{}/bin/psql", sets::POSTGRESQL))?;
+    Ok(Psql { program: root.program(file)?, fresh: root.fresh() })
+}
