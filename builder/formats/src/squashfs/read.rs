@@ -11,7 +11,7 @@ use super::{
     BLOCK_BYTES_MAX, COMPRESSOR_ZSTD, Error, MAGIC, NONE_U32, NONE_U64, STORED, SUPERBLOCK_BYTES, Superblock,
 };
 use crate::field;
-use crate::tree::Meta;
+use crate::tree::{Inode, Kind, Meta, Tree, TreeError};
 
 /// Bytes of paths, link targets, attributes and block lists that a listing may hold.
 const LISTING_BYTES_MAX: usize = 512 << 20;
@@ -464,6 +464,41 @@ impl<R: Read + Seek> Reader<R> {
         }
         let raw = self.exact_at(at, stored)?;
         if size & STORED != 0 { Ok(raw) } else { unpack(&raw, block, at) }
+    }
+
+    /// The whole image as a tree, contents included, of at most `bytes_max` bytes of files.
+    pub fn tree(&mut self, origin: &str, bytes_max: u64) -> Result<Tree, Error> {
+        let origin: Arc<str> = Arc::from(origin);
+        let mut tree = Tree::new(self.sb.mtime);
+        let mut first: HashMap<u32, Vec<u8>> = HashMap::new();
+        let mut left = bytes_max;
+        for entry in self.entries()? {
+            let told = |e: TreeError| Error::Malformed(e.to_string());
+            if let Some(original) = first.get(&entry.inode).filter(|_| entry.kind != EntryKind::Dir) {
+                tree.hard_link(&entry.path, original).map_err(told)?;
+                continue;
+            }
+            let kind = match entry.kind {
+                EntryKind::Dir => Kind::Dir,
+                EntryKind::File(file) => {
+                    left = left.checked_sub(file.bytes).ok_or_else(|| {
+                        Error::Malformed(format!("its files have more than {bytes_max} bytes"))
+                    })?;
+                    let mut content = Vec::new();
+                    self.read_file(&file, &mut content)?;
+                    Kind::File(content.into())
+                }
+                EntryKind::Symlink(target) => Kind::Symlink(target),
+                EntryKind::Char(major, minor) => Kind::Char(major, minor),
+                EntryKind::Block(major, minor) => Kind::Block(major, minor),
+                EntryKind::Fifo => Kind::Fifo,
+                EntryKind::Socket => Kind::Socket,
+            };
+            let inode = Inode { meta: entry.meta, kind, origin: origin.clone() };
+            tree.insert(&entry.path, inode).map_err(told)?;
+            first.insert(entry.inode, entry.path);
+        }
+        Ok(tree)
     }
 
     /// Lists everything and decodes every block once; returns the entries.

@@ -1,36 +1,16 @@
-//! tar (ustar with PAX records): an image's tree for inspection and for containers.
+//! Tree -> archive.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
 
+use super::{BLOCK, Error, OCTAL_8_MAX, XATTR_KEY};
 use crate::tree::{Inode, InodeId, Kind, Tree};
 
-const BLOCK: usize = 512;
 /// GNU tar pads archives to this.
 const RECORD: u64 = 20 * BLOCK as u64;
 const NAME_BYTES: usize = 100;
-/// Largest numbers in octal fields of 8 and 12 bytes.
-const OCTAL_8_MAX: u64 = 0o7_777_777;
+/// Largest number in an octal field of 12 bytes.
 const OCTAL_12_MAX: u64 = 0o77_777_777_777;
-
-/// Why an archive could not be written.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The output failed.
-    #[error("writing the tar archive: {0}")]
-    Io(#[from] io::Error),
-    /// ustar has no way to say it.
-    #[error("{path}: device number {number}: at most {OCTAL_8_MAX} is accepted in a tar archive")]
-    Device {
-        /// The device node.
-        path: String,
-        /// Its major or minor number.
-        number: u32,
-    },
-    /// There is no type for them.
-    #[error("{0}: a tar archive holds no sockets")]
-    Socket(String),
-}
 
 /// Writes a tree in path order. Names start with `./`; the later names of an inode are hard links to its first.
 /// Equal trees give equal bytes.
@@ -130,7 +110,7 @@ impl<W: Write> Writer<'_, W> {
         let mut pax = header.pax_records();
         if original.is_none() {
             for (name, value) in &meta.xattrs {
-                pax_record(&mut pax, &[b"SCHILY.xattr.", name.as_slice()].concat(), value);
+                pax_record(&mut pax, &[XATTR_KEY, name.as_slice()].concat(), value);
             }
         }
         if !pax.is_empty() {
