@@ -55,6 +55,13 @@ impl Slice {
         Ok(Self { dir })
     }
 
+    /// A new group of this name in the place of an empty one. Kernels from 6.12 on kill whatever is cloned into a group
+    /// that `cgroup.kill` was once written to, so a group is used for one start only.
+    pub(crate) fn fresh_group(&self, name: &str) -> Result<Group, Errno> {
+        self.remove(name);
+        self.group(name)
+    }
+
     /// Opens the group of this name, making it if need be.
     pub(crate) fn group(&self, name: &str) -> Result<Group, Errno> {
         directory(self.dir.as_fd(), name).map(|dir| Group { dir })

@@ -56,7 +56,7 @@ fn unmount() -> Result<(bool, String), String> {
     let mut busy = Vec::new();
     for point in mounts::mount_points(&text) {
         let below = |top: &&str| point == **top || point.starts_with(&format!("{top}/"));
-        if point == "/" || kept.iter().any(|top| below(top)) {
+        if point == "/" || kept.iter().any(below) {
             continue;
         }
         if rustix::mount::unmount(point.as_str(), rustix::mount::UnmountFlags::empty()).is_err() {

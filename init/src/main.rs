@@ -29,6 +29,7 @@ fn main() -> ExitCode {
     match words.as_slice() {
         ["--phase", name] if !first => helper::run(name),
         ["-q", "--", name] if !first => helper::modprobe(name),
+        ["--resume", number] if first => resume(number),
         _ if first && !Path::new(boot::TABLE).exists() && Path::new(modules::INDEX).exists() => initrd::run(),
         _ if first => pid1(),
         _ => {
@@ -41,14 +42,24 @@ fn main() -> ExitCode {
 fn pid1() -> ExitCode {
     match core::Core::boot() {
         Ok(core) => core.run(),
-        Err(error) => {
-            log::critical!("PID 1 cannot begin: {error}");
-            if boot::in_container() {
-                return ExitCode::FAILURE;
-            }
-            clock::pause_ms(PAUSE_BEFORE_RESET_MS);
-            let _ = rustix::system::reboot(rustix::system::RebootCommand::Restart);
-            ExitCode::FAILURE
-        }
+        Err(error) => give_up(&format!("PID 1 cannot begin: {error}")),
     }
+}
+
+/// PID 1 again, after a crash of its former image.
+fn resume(number: &str) -> ExitCode {
+    let resumed = number.parse().map_err(|_| format!("--resume {number:?} is not a descriptor"));
+    match resumed.and_then(|number| core::Core::resume(number).map_err(|error| error.to_string())) {
+        Ok(core) => core.run(),
+        Err(error) => give_up(&format!("PID 1 cannot go on: {error}")),
+    }
+}
+
+/// Resets the machine. In a container the same call ends the container.
+fn give_up(reason: &str) -> ExitCode {
+    log::open();
+    log::critical!("{reason}");
+    clock::pause_ms(PAUSE_BEFORE_RESET_MS);
+    let _ = rustix::system::reboot(rustix::system::RebootCommand::Restart);
+    ExitCode::FAILURE
 }

@@ -1,5 +1,6 @@
 //! The power button, by the kernel's ACPI event messages (generic netlink family `acpi_event`; module `button`).
 
+use crate::log::warning;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{
@@ -19,7 +20,13 @@ const ATTRIBUTE_TYPE: u16 = 0x3fff;
 
 /// Subscribes; `None` where there is no ACPI.
 pub(crate) fn open() -> Option<OwnedFd> {
-    try_open().ok().flatten()
+    match try_open() {
+        Ok(socket) => socket,
+        Err(errno) => {
+            warning!("no events of the power button: {errno}");
+            None
+        }
+    }
 }
 
 fn try_open() -> Result<Option<OwnedFd>, Errno> {

@@ -121,6 +121,7 @@ impl Core {
             Err(errno) => warning!("cannot watch a stored descriptor: {errno}"),
         }
         self.bound.stored[at] = Some(Stored { service, name: name.to_owned(), fd });
+        self.save();
     }
 
     /// The other end of a stored descriptor is gone.
@@ -128,6 +129,18 @@ impl Core {
         if let Some(stored) = self.bound.stored.get_mut(usize::from(at)).and_then(Option::take) {
             // Before it is closed: the service may hold a copy, and then epoll would go on telling of this one.
             let _ = epoll::delete(&self.epoll, &stored.fd);
+            drop(stored);
+            self.save();
+        }
+    }
+
+    /// After a re-exec: watches all stored descriptors again.
+    pub(super) fn watch_stored(&self) {
+        for (at, stored) in self.bound.stored.iter().enumerate() {
+            if let Some(stored) = stored {
+                let token = Token::Stored(at as u16).data();
+                let _ = epoll::add(&self.epoll, &stored.fd, token, epoll::EventFlags::empty());
+            }
         }
     }
 

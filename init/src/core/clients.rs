@@ -2,7 +2,7 @@
 
 use dyad_api::control::{Answer, Event as Told, Message, PACKET_MAX, Refusal, Request};
 use rustix::event::epoll;
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send, sockopt};
 
@@ -58,8 +58,9 @@ impl Core {
     pub(super) fn accept_client(&mut self) {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let Ok(fd) = accept_with(&self.bound.control, flags) else { return };
-        match sockopt::socket_peercred(&fd) {
-            Ok(peer) if peer.uid.is_root() => {}
+        // Not rustix's call: a peer outside of this pid namespace has process id 0, which that cannot hold.
+        match nix::sys::socket::getsockopt(&fd, nix::sys::socket::sockopt::PeerCredentials) {
+            Ok(peer) if peer.uid() == 0 => {}
             _ => {
                 warning!("control socket: a peer that is not root was refused");
                 return;
@@ -83,6 +84,7 @@ impl Core {
         } else {
             self.clients.list[at] = client;
         }
+        self.save();
     }
 
     pub(super) fn read_client(&mut self, at: u16) {
@@ -92,7 +94,11 @@ impl Core {
             match recv(&client.fd, &mut packet[..], RecvFlags::DONTWAIT) {
                 Ok((0, _)) => return self.drop_client(at),
                 Ok((length, _)) => match Request::decode(&packet[..length]) {
-                    Ok(request) => self.answer(at, request),
+                    Ok(request) => {
+                        let _ = self.memory.answering(Some(at));
+                        self.answer(at, request);
+                        let _ = self.memory.answering(None);
+                    }
                     Err(error) => {
                         warning!("control socket: {error}");
                         return self.drop_client(at);
@@ -106,9 +112,10 @@ impl Core {
     }
 
     /// Closes a connection; its one-shots end with it.
-    fn drop_client(&mut self, at: u16) {
+    pub(super) fn drop_client(&mut self, at: u16) {
         if self.clients.list.get_mut(usize::from(at)).and_then(Option::take).is_some() {
             self.kill_jobs_of(at);
+            self.save();
         }
     }
 
@@ -130,6 +137,31 @@ impl Core {
         if let Some(client) = self.clients.list.get_mut(usize::from(at)).and_then(Option::as_mut) {
             client.subscribed = true;
         }
+        self.save();
+    }
+
+    /// What is written down of the connections.
+    pub(super) fn saved_clients(&self) -> Vec<(u16, RawFd, bool, u32)> {
+        let numbered = self.clients.list.iter().enumerate();
+        numbered
+            .filter_map(|(at, client)| {
+                let client = client.as_ref()?;
+                Some((at as u16, client.fd.as_raw_fd(), client.subscribed, client.missed))
+            })
+            .collect()
+    }
+
+    /// Takes a connection of a former image over.
+    pub(super) fn take_client(&mut self, at: u16, fd: OwnedFd, subscribed: bool, missed: u32) {
+        if epoll::add(&self.epoll, &fd, Token::Client(at).data(), epoll::EventFlags::IN).is_err() {
+            return;
+        }
+        while self.clients.list.len() <= usize::from(at) {
+            self.clients.list.push(None);
+        }
+        // What happened while nobody told it: one event too few at most, and it is told so.
+        let missed = if subscribed { missed.saturating_add(1) } else { missed };
+        self.clients.list[usize::from(at)] = Some(Client { fd, subscribed, missed });
     }
 
     /// Tells all subscribers; who does not read misses events and is told how many.

@@ -5,6 +5,7 @@
 //! writer is still alive.
 
 use dyad_sys::watchdog::{CARD_RESET, Watchdog};
+use rustix::fd::OwnedFd;
 use rustix::system::RebootCommand;
 
 use super::Core;
@@ -33,6 +34,18 @@ impl Fence {
         self.deadline_ns = deadline_ns;
     }
 
+    /// Deadline, and when the killed writers must be gone.
+    pub(super) fn deadlines(&self) -> (Option<u64>, Option<u64>) {
+        (self.deadline_ns, self.gone_by_ns)
+    }
+
+    /// Takes a former image's state over.
+    pub(super) fn restore(&mut self, deadline_ns: Option<u64>, gone_by_ns: Option<u64>, watchdog: Option<OwnedFd>) {
+        self.deadline_ns = deadline_ns;
+        self.gone_by_ns = gone_by_ns;
+        self.watchdog = watchdog.map(Watchdog::from_fd);
+    }
+
     pub(super) fn next_deadline_ms(&self) -> Option<u64> {
         // Rounded down: a millisecond early is a turn of the loop, late is a broken promise.
         [self.deadline_ns, self.gone_by_ns].into_iter().flatten().min().map(|ns| ns / 1_000_000)
@@ -53,7 +66,12 @@ impl Core {
         if watchdog.boot_status().is_ok_and(|status| status & CARD_RESET != 0) {
             warning!("watchdog: it was the watchdog that reset this machine");
         }
-        self.fence.watchdog = Some(watchdog);
+        // Kept through a re-exec: nobody feeds it otherwise.
+        match dyad_sys::spawn::keep(watchdog.into_fd()) {
+            Ok(fd) => self.fence.watchdog = Some(Watchdog::from_fd(fd)),
+            Err(error) => warning!("watchdog: {error}"),
+        }
+        self.save();
     }
 
     /// Kills the writers past the deadline; feeds the watchdog.
@@ -63,6 +81,7 @@ impl Core {
             self.fence.deadline_ns = None;
             self.fence.gone_by_ns = Some(now + EMPTY_WITHIN_NS);
             self.kill_writers();
+            self.save();
         }
         let Some(gone_by) = self.fence.gone_by_ns else {
             self.feed();
@@ -74,6 +93,7 @@ impl Core {
         if !alive {
             info!("dead-man's switch: all writers are gone");
             self.fence.gone_by_ns = None;
+            self.save();
             self.feed();
         } else if now >= gone_by {
             critical!("dead-man's switch: a writer survives SIGKILL: the machine resets");

@@ -4,11 +4,13 @@
 use dyad_api::control::{Answer, CAPTURE_MAX, ExitStatus, Finished, Oneshot, PhaseState, Refusal};
 use dyad_sys::signals::Exit;
 use rustix::event::epoll;
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
+use serde::{Deserialize, Serialize};
 
+use super::book::SavedJob;
 use super::{Core, Token};
 use crate::cgroup::Group;
 use crate::exec::{self, Output, Program};
@@ -21,13 +23,15 @@ const JOBS_MAX: usize = 64;
 const GIVE_UP_MS: u64 = 5_000;
 /// Output of a helper that is kept: its last lines are a phase's note.
 const HELPER_CAPTURE: u32 = 2048;
+/// Blocks of one output read before other events get their turn.
+const READS_MAX: usize = 16;
 /// Status of a helper that changed something.
 pub(crate) const STATUS_CHANGED: i32 = 10;
 /// This program, for helpers.
 const SELF: &str = "/usr/lib/dyad/init";
 
 /// What a job is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Kind {
     /// An early boot phase.
     Phase(usize),
@@ -44,14 +48,17 @@ pub(super) enum Kind {
 struct Tail {
     bytes: Vec<u8>,
     max: usize,
+    /// Bytes ever written.
+    total: u64,
 }
 
 impl Tail {
     fn new(max: usize) -> Self {
-        Self { bytes: Vec::new(), max }
+        Self { bytes: Vec::new(), max, total: 0 }
     }
 
     fn push(&mut self, new: &[u8]) {
+        self.total += new.len() as u64;
         let new = &new[new.len().saturating_sub(self.max)..];
         let over = (self.bytes.len() + new.len()).saturating_sub(self.max);
         self.bytes.drain(..over);
@@ -175,7 +182,7 @@ impl Core {
             return Err(std::io::Error::other(format!("{JOBS_MAX} jobs run already")));
         }
         let group_name = format!("{}.{}", order.name, order.suffix);
-        let group = self.slice.group(&group_name)?;
+        let group = self.slice.fresh_group(&group_name)?;
         let (out, out_child) = pipe_with(PipeFlags::CLOEXEC)?;
         let (err, err_child) = pipe_with(PipeFlags::CLOEXEC)?;
         let keep = |fd: OwnedFd| -> std::io::Result<OwnedFd> {
@@ -200,7 +207,6 @@ impl Core {
             notify: false,
             watchdog_ms: 0,
         };
-        let pid = dyad_sys::spawn::spawn(Some(group.fd()), || exec::become_program(&program))?;
         let at = self.jobs.list.iter().position(Option::is_none).unwrap_or(self.jobs.list.len());
         for (fd, token) in [(&out, Token::JobOut(at as u16)), (&err, Token::JobErr(at as u16))] {
             epoll::add(&self.epoll, fd, token.data(), epoll::EventFlags::IN)?;
@@ -212,7 +218,7 @@ impl Core {
             name: order.name.to_owned(),
             group_name,
             group,
-            pid,
+            pid: 0,
             exit: None,
             killed: false,
             timed_out: false,
@@ -225,25 +231,115 @@ impl Core {
             self.jobs.list.push(None);
         }
         self.jobs.list[at] = Some(job);
+        // Written down before it is started: after a crash in between the client gets an answer all the same.
+        self.save();
+        let spawned = match &self.jobs.list[at] {
+            Some(job) => dyad_sys::spawn::spawn(Some(job.group.fd()), || exec::become_program(&program)),
+            None => return Ok(()),
+        };
+        match (spawned, self.jobs.list[at].as_mut()) {
+            (Ok(pid), Some(job)) => job.pid = pid,
+            (Ok(_), None) => {}
+            (Err(error), _) => {
+                self.jobs.list[at] = None;
+                self.save();
+                return Err(error);
+            }
+        }
+        self.save();
         Ok(())
+    }
+
+    /// What is written down of the jobs.
+    pub(super) fn saved_jobs(&self) -> Vec<SavedJob> {
+        let numbered = self.jobs.list.iter().enumerate();
+        let pipe = |(fd, tail): &(Option<OwnedFd>, Tail)| {
+            (fd.as_ref().map_or(-1, AsRawFd::as_raw_fd), tail.bytes.clone())
+        };
+        numbered
+            .filter_map(|(at, job)| {
+                let job = job.as_ref()?;
+                Some(SavedJob {
+                    at: at as u16,
+                    kind: job.kind,
+                    name: job.name.clone(),
+                    group_name: job.group_name.clone(),
+                    pid: job.pid,
+                    exit: job.exit.map(|exit| match exit {
+                        Exit::Status(status) => (true, status),
+                        Exit::Signal(signal) => (false, signal),
+                    }),
+                    killed: job.killed,
+                    timed_out: job.timed_out,
+                    out: pipe(&job.out),
+                    err: pipe(&job.err),
+                    capture_max: job.out.1.max as u32,
+                    started_ms: job.started_ms,
+                    deadline_ms: job.deadline_ms,
+                })
+            })
+            .collect()
+    }
+
+    /// Takes a job of a former image over.
+    pub(super) fn take_job(&mut self, saved: SavedJob) {
+        let Ok(group) = self.slice.group(&saved.group_name) else { return };
+        let at = saved.at;
+        let pipe = |(fd, bytes): (RawFd, Vec<u8>), token: Token| {
+            let fd = dyad_sys::spawn::adopt(fd);
+            if let Some(fd) = &fd {
+                let _ = epoll::add(&self.epoll, fd, token.data(), epoll::EventFlags::IN);
+            }
+            (fd, Tail { bytes, max: saved.capture_max as usize, total: 0 })
+        };
+        let mut job = Job {
+            kind: saved.kind,
+            out: pipe(saved.out, Token::JobOut(at)),
+            err: pipe(saved.err, Token::JobErr(at)),
+            name: saved.name,
+            group_name: saved.group_name,
+            group,
+            pid: saved.pid,
+            exit: saved.exit.map(|(exited, n)| if exited { Exit::Status(n) } else { Exit::Signal(n) }),
+            killed: saved.killed,
+            timed_out: saved.timed_out,
+            started_ms: saved.started_ms,
+            deadline_ms: saved.deadline_ms,
+        };
+        if job.pid == 0 {
+            // The process that was about to be made, if it was, is in the group.
+            let _ = job.group.for_each(|pid| job.pid = pid);
+            if job.pid == 0 {
+                job.exit = Some(Exit::Status(exec::NOT_STARTED_MAX));
+            }
+        }
+        while self.jobs.list.len() <= usize::from(at) {
+            self.jobs.list.push(None);
+        }
+        self.jobs.list[usize::from(at)] = Some(job);
     }
 
     /// Reads what a job wrote; an end of file closes the pipe.
     pub(super) fn read_job(&mut self, at: u16, standard: bool) {
         let Some(job) = self.jobs.list.get_mut(usize::from(at)).and_then(Option::as_mut) else { return };
         let (fd, tail) = if standard { &mut job.out } else { &mut job.err };
+        let before = tail.total;
         let mut bytes = [0u8; 8192];
-        while let Some(open) = fd {
+        for _ in 0..READS_MAX {
+            let Some(open) = fd else { break };
             match rustix::io::read(&*open, &mut bytes[..]) {
                 Ok(0) => *fd = None,
                 Ok(length) => tail.push(&bytes[..length]),
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return,
+                Err(Errno::AGAIN) => break,
                 Err(errno) => {
                     warning!("output of job {}: {errno}", job.name);
                     *fd = None;
                 }
             }
+        }
+        if tail.total != before || fd.is_none() {
+            self.save();
         }
     }
 
@@ -256,6 +352,7 @@ impl Core {
         // What it left behind does not outlive it.
         let _ = job.group.kill();
         job.deadline_ms = clock::boot_ms() + GIVE_UP_MS;
+        self.save();
         true
     }
 
@@ -341,6 +438,7 @@ impl Core {
                 self.reply(client, id, Ok(Answer::Finished(finished)));
             }
         }
+        self.save();
     }
 
     /// After a coldplug: new nodes may need other permissions, and the watchdog may be among them.

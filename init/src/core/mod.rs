@@ -1,11 +1,13 @@
 //! PID 1's loop: one thread, one epoll, everything else is an event.
 
+mod book;
 mod bound;
 mod clients;
 mod fence;
 mod jobs;
 mod notices;
 mod requests;
+mod resume;
 mod shutdown;
 mod supervise;
 
@@ -93,8 +95,13 @@ impl Token {
 pub(crate) struct Core {
     container: bool,
     image: (String, String),
+    /// Where the root came from, as the initrd stage said.
+    origin: String,
+    memory: book::Memory,
     boot_id: [u8; 16],
     reexecs: u32,
+    /// A whole turn of the loop went well since the last re-exec.
+    steady: bool,
     epoll: OwnedFd,
     signals: SignalFd,
     devices: Option<OwnedFd>,
@@ -137,7 +144,17 @@ impl Core {
         let mut boot_id = [0; 16];
         rustix::rand::getrandom(&mut boot_id, rustix::rand::GetRandomFlags::NONBLOCK)
             .map_err(call("mint the boot id"))?;
-        let mut core = Self::new(table, container, boot_id)?;
+        let bound = Bound::open(&table.services)?;
+        let memory = book::Memory::create(table.services.len(), boot_id)
+            .map_err(|source| StartError::Bind { path: "PID 1's state".to_owned(), source })?;
+        let mut core = Self::assemble(table, container, boot_id, memory, bound)?;
+        core.origin = std::env::var("DYAD_SLOT").unwrap_or_default();
+        for id in core.machine.ids() {
+            core.save_slot(id);
+        }
+        core.save();
+        resume::arm(&core.memory)
+            .map_err(|source| StartError::Bind { path: "the fault handlers".to_owned(), source })?;
         core.marks.push(("early".to_owned(), clock::boot_ms()));
         core.begin_phases();
         for id in core.machine.ids() {
@@ -148,7 +165,13 @@ impl Core {
         Ok(core)
     }
 
-    fn new(table: ImageTable, container: bool, boot_id: [u8; 16]) -> Result<Self, StartError> {
+    fn assemble(
+        table: ImageTable,
+        container: bool,
+        boot_id: [u8; 16],
+        memory: book::Memory,
+        bound: Bound,
+    ) -> Result<Self, StartError> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(call("create an epoll"))?;
         signals::set_mask(true);
         let signals = SignalFd::with_flags(&SigSet::all(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
@@ -164,13 +187,15 @@ impl Core {
         }
         let devices = if container { None } else { uevent::open().ok() };
         let power = if container { None } else { crate::power::open() };
-        let bound = Bound::open(&table.services)?;
         let names: Vec<&str> = PHASES.iter().map(|(name, _)| *name).collect();
         let core = Self {
             container,
             image: (table.name, table.version),
+            origin: String::new(),
+            memory,
             boot_id,
             reexecs: 0,
+            steady: false,
             epoll,
             signals,
             devices,
@@ -208,6 +233,9 @@ impl Core {
         let mut events = Vec::with_capacity(EVENTS);
         loop {
             self.turn(&mut events);
+            if self.reexecs > 0 && !self.steady {
+                self.steady = self.memory.steady().is_ok();
+            }
         }
     }
 
@@ -245,6 +273,10 @@ impl Core {
     }
 
     fn sleep_ms(&self) -> u64 {
+        // After a re-exec the first turn does not sleep, so that it is soon known to be whole.
+        if self.reexecs > 0 && !self.steady {
+            return 0;
+        }
         let now = clock::boot_ms();
         let deadlines = [
             self.machine.next_deadline_ms(),
@@ -321,6 +353,7 @@ impl Core {
         let (name, deadline_ms) = PHASES[at];
         self.phases[at].state = PhaseState::Running;
         self.phases[at].started_ms = clock::boot_ms();
+        self.save();
         self.tell(&Told::Phase(self.phases[at].clone()));
         if let Err(error) = self.start_helper(name, jobs::Kind::Phase(at), deadline_ms) {
             self.end_phase(at, PhaseState::Failed, format!("cannot start its helper: {error}"));
@@ -339,7 +372,7 @@ impl Core {
         }
         self.tell(&Told::Phase(self.phases[at].clone()));
         // The disk's phases follow each other; a failed one does not keep the next from trying.
-        if at > 0 && at + 1 < PHASES.len() {
+        if at > 0 && at + 1 < PHASES.len() && !self.machine.is_shutting_down() {
             self.start_phase(at + 1);
         }
         if self.phases.iter().all(|p| !matches!(p.state, PhaseState::Waiting | PhaseState::Running)) {
@@ -348,6 +381,7 @@ impl Core {
             self.marks.push(("phases".to_owned(), clock::boot_ms()));
             self.step(Event::Phases(bits));
         }
+        self.save();
     }
 
     fn read_devices(&mut self) {

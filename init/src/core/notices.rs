@@ -57,7 +57,8 @@ impl Core {
             warning!("a notify datagram of more than {DATAGRAM_MAX} bytes was dropped");
             return true;
         }
-        if let Some(id) = sender.and_then(|pid| self.service_of(pid)) {
+        // Processes outside of this pid namespace have number 0 here.
+        if let Some(id) = sender.filter(|pid| *pid > 1).and_then(|pid| self.service_of(pid)) {
             self.take_notice(id, &bytes[..received.bytes], fds);
         }
         true

@@ -42,6 +42,7 @@ impl Core {
             }
             Call::Arm { deadline_ns } => {
                 self.fence.arm(deadline_ns);
+                self.save();
                 Ok(Answer::Accepted)
             }
             Call::Subscribe => {
@@ -99,10 +100,10 @@ impl Core {
     fn boot_info(&self) -> BootInfo {
         let cmdline = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
         let hash = crate::initrd::RootHash::from_cmdline(&cmdline).ok().filter(|_| !self.container);
-        let slot = match std::env::var("DYAD_SLOT").as_deref() {
-            Ok("a") => Slot::A,
-            Ok("b") => Slot::B,
-            Ok("network") => Slot::Network,
+        let slot = match self.origin.as_str() {
+            "a" => Slot::A,
+            "b" => Slot::B,
+            "network" => Slot::Network,
             _ => Slot::Other,
         };
         BootInfo {

@@ -4,6 +4,7 @@
 use dyad_api::control::Event as Told;
 use dyad_sys::signals::{self, Children};
 use rustix::system::RebootCommand;
+use serde::{Deserialize, Serialize};
 
 use super::{Core, jobs};
 use crate::clock;
@@ -11,7 +12,7 @@ use crate::log::{critical, error, info, warning};
 use crate::services::Event;
 
 /// What comes after the last step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum How {
     Reboot,
     PowerOff,
@@ -54,7 +55,7 @@ const IMPATIENT_MS: u64 = 2_000;
 const IMPATIENT_PRESSES: u8 = 7;
 
 /// How far a shutdown is.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Progress {
     how: How,
     step: usize,
@@ -96,10 +97,12 @@ impl Core {
         let Some(progress) = &mut self.shutdown else { return };
         let step = &STEPS[progress.step];
         progress.deadline_ms = now + u64::from(step.deadline_ms);
+        self.save();
         match step.work {
             Work::StopServices => {
                 self.kill_jobs();
                 self.step(Event::Shutdown);
+                self.save();
             }
             Work::SignalAll(signal) => {
                 if let Err(error) = signals::kill_all(signal) {

@@ -29,8 +29,15 @@ impl Core {
         }
     }
 
-    fn spawn_service(&mut self, id: Id) -> Event {
+    pub(super) fn spawn_service(&mut self, id: Id) -> Event {
         let spec = &self.machine.specs()[usize::from(id)];
+        match self.slice.fresh_group(&format!("{}.service", spec.name)) {
+            Ok(group) => self.groups[usize::from(id)] = group,
+            Err(errno) => {
+                error!("service {}: cannot make its cgroup: {errno}", spec.name);
+                return Event::SpawnFailed(id, errno.raw_os_error());
+            }
+        }
         let owns_journal = spec.sockets.iter().any(|socket| socket.path == JOURNAL_STREAM);
         let mut listen: Vec<(BorrowedFd<'_>, &str)> = Vec::new();
         for (owner, name, fd) in &self.bound.sockets {
@@ -67,6 +74,13 @@ impl Core {
         }
     }
 
+    /// Writes a service's state down.
+    pub(super) fn save_slot(&self, id: Id) {
+        if let Err(error) = self.memory.save_slot(id, self.machine.slot(id)) {
+            error!("PID 1: cannot write its state: {error}");
+        }
+    }
+
     fn signal_main(&self, id: Id, pid: u32, signal: i32) {
         if let Err(error) = dyad_sys::signals::kill(pid, signal) {
             warning!("service {}: cannot send signal {signal}: {error}", self.machine.specs()[usize::from(id)].name);
@@ -80,6 +94,7 @@ impl Core {
     }
 
     fn changed(&mut self, id: Id) {
+        self.save_slot(id);
         let status = self.status(id);
         let exit = match &status.last_exit {
             None => String::new(),

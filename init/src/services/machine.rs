@@ -26,7 +26,7 @@ pub(crate) struct Machine {
 }
 
 impl Slot {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             state: State::Stopped,
             wanted: false,

@@ -5,9 +5,15 @@ use std::io;
 /// In a child: every signal back to its default action and none blocked. Rust ignores SIGPIPE, and what is ignored or
 /// blocked stays so through exec.
 pub fn reset_all() {
+    // The kernel's struct sigaction: handler (SIG_DFL is 0), flags, restorer, mask. Not through glibc, which refuses
+    // to touch the two signals that it keeps for itself.
+    let default = [0u64; 4];
     for signal in 1..=64 {
-        // SAFETY: SIG_DFL is a valid disposition; numbers without one (SIGKILL, glibc's own) are refused, harmlessly.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: `default` has the size and layout of the kernel's struct; signals without a disposition (SIGKILL,
+        // SIGSTOP) are refused, harmlessly.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null::<u64>(), 8usize)
+        };
     }
     set_mask(false);
 }
