@@ -159,6 +159,11 @@ pub struct Observed {
 }
 
 impl Observed {
+    /// The addresses by which a site file can name this machine's links: what [`Site::identify`] wants.
+    pub fn identities(&self) -> Vec<Mac> {
+        self.links.iter().filter_map(ObservedLink::identity).collect()
+    }
+
     pub(crate) fn named(&self, name: &str) -> Option<&ObservedLink> {
         self.links.iter().find(|link| link.name == name)
     }

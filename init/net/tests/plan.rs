@@ -293,6 +293,14 @@ fn a_bonds_borrowed_address_names_nobody() {
 }
 
 #[test]
+fn a_machine_is_known_by_its_cards_before_and_after() {
+    let site = site();
+    for observed in [fresh(), finished()] {
+        assert_eq!(site.identify(&observed.identities()).unwrap().name, "node-a");
+    }
+}
+
+#[test]
 fn two_links_exchange_their_names() {
     let mut observed = finished();
     observed.links[3].name = "repl1".to_owned();
