@@ -128,6 +128,7 @@ pub fn build(inputs: Inputs<'_>) -> Result<Built, Error> {
     let image = dyad_spec::compile::compile(merged, &accounts)?;
     own_files(&mut layer, init, payload, &image, &index)?;
     let required = programs(layer.tree, merged)?;
+    libraries::links(&mut layer)?;
     libraries::close(layer.tree, &rules, &required, &mut dropped)?;
     libraries::cache(&mut layer)?;
     finish::mount_points(&mut layer, &mut dropped)?;

@@ -60,9 +60,8 @@ fn number(text: &mut &[u8]) -> i32 {
     value
 }
 
-/// Makes the cache, and the links from a library's name to its file that a package left to ldconfig.
-pub(crate) fn write(layer: &mut Layer<'_>) -> Result<(), Error> {
-    let mut entries = Vec::new();
+/// Makes the links from a library's name to its file that packages leave to ldconfig.
+pub(crate) fn links(layer: &mut Layer<'_>) -> Result<(), Error> {
     for dir in search_dirs(layer.tree) {
         for (name, file) in libraries(layer.tree, &dir) {
             let link = [&dir.path[..], b"/", name.as_bytes()].concat();
@@ -70,8 +69,17 @@ pub(crate) fn write(layer: &mut Layer<'_>) -> Result<(), Error> {
                 let origin: Arc<str> = Arc::from("derived library link");
                 layer.put(&link, Kind::Symlink(file.into_bytes()), 0o777, (0, 0), origin)?;
             }
-            entries.push(Entry { path: format!("{}/{name}", dir.text), name });
         }
+    }
+    Ok(())
+}
+
+/// Makes the cache of the libraries that are in the tree.
+pub(crate) fn write(layer: &mut Layer<'_>) -> Result<(), Error> {
+    let mut entries = Vec::new();
+    for dir in search_dirs(layer.tree) {
+        let names = libraries(layer.tree, &dir).into_keys();
+        entries.extend(names.map(|name| Entry { path: format!("{}/{name}", dir.text), name }));
     }
     let kind = Kind::File(encode(entries).into());
     layer.put(b"/etc/ld.so.cache", kind, 0o644, (0, 0), Arc::from("derived library cache"))

@@ -14,7 +14,7 @@ use crate::report::Dropped;
 use crate::rules::Rules;
 use crate::{Error, finish};
 
-pub(crate) use cache::write as cache;
+pub(crate) use cache::{links, write as cache};
 use elf::Dynamic;
 
 /// Libraries that the C library itself opens by name, so that no file lists them: thread cancellation and the usual
@@ -177,8 +177,12 @@ pub(crate) fn close(
     let graph = Graph::read(tree);
     let broken = graph.broken();
     let why = |library: &str| {
-        let suffix = format!("/{library}");
-        match dropped.iter().find(|d| d.path.ends_with(&suffix)) {
+        // The file behind `libx.so.1` is often `libx.so.1.2`.
+        let file = |d: &&Dropped| {
+            let name = d.path.rsplit('/').next().unwrap_or_default();
+            name.strip_prefix(library).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        match dropped.iter().find(file) {
             Some(d) => format!("was left out ({})", d.rule),
             None => "no package in the image ships".to_owned(),
         }
