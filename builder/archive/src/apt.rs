@@ -227,3 +227,101 @@ pub(crate) fn debian_targets() -> Result<Vec<(String, String)>, ArchiveError> {
     };
     Ok(String::from_utf8_lossy(&answer).lines().filter_map(target).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const DEB822: &str = "\
+# a comment
+Types: deb deb-src
+URIs: http://one/debian/ http://two/debian
+Suites: bookworm bookworm-updates
+Components: main contrib
+Signed-By: /usr/share/keyrings/a.gpg
+
+Enabled: no
+Types: deb
+URIs: http://off/debian
+Suites: bookworm
+Components: main
+
+Types: deb
+URIs: https://three/debian-security
+Suites: bookworm-security
+Components: main
+Architectures: amd64 arm64
+Check-Valid-Until: no
+Signed-By:
+ -----BEGIN PGP PUBLIC KEY BLOCK-----
+ .
+ AAAA
+ -----END PGP PUBLIC KEY BLOCK-----
+";
+
+    #[test]
+    fn deb822_sources() {
+        let entries = parse_sources(DEB822.as_bytes(), "debian.sources");
+        let told: Vec<_> = entries.iter().map(|e| format!("{} {} {}", e.place, e.uri, e.suite)).collect();
+        assert_eq!(
+            told,
+            [
+                "debian.sources:1 http://one/debian bookworm",
+                "debian.sources:1 http://one/debian bookworm-updates",
+                "debian.sources:1 http://two/debian bookworm",
+                "debian.sources:1 http://two/debian bookworm-updates",
+                "debian.sources:14 https://three/debian-security bookworm-security",
+            ]
+        );
+        assert_eq!(entries[0].signed_by, Some(Keyring::file("/usr/share/keyrings/a.gpg")));
+        assert_eq!((entries[0].check_valid_until, entries[4].check_valid_until), (None, Some(false)));
+        assert_eq!(entries[4].architectures, ["amd64", "arm64"]);
+        assert!(
+            entries[4]
+                .signed_by
+                .as_ref()
+                .is_some_and(|k| k.inline.as_ref().is_some_and(|b| b.contains("AAAA")))
+        );
+    }
+
+    #[test]
+    fn one_line_sources() {
+        let text = "# deb http://commented/ bookworm main\ndeb http://one/debian/ bookworm main contrib # why\n\
+            deb-src http://src/ bookworm main\ndeb [arch=amd64,i386 signed-by=/k.gpg check-valid-until=no] http://two/ bookworm main\n";
+        let entries = parse_list(text, "sources.list");
+        assert_eq!(entries.len(), 2);
+        assert_eq!(
+            (entries[0].uri.as_str(), &entries[0].components[..]),
+            ("http://one/debian", &["main".to_owned(), "contrib".to_owned()][..])
+        );
+        assert_eq!((entries[0].place.as_str(), &entries[0].signed_by), ("sources.list:2", &None));
+        assert_eq!(entries[1].signed_by, Some(Keyring::file("/k.gpg")));
+        assert_eq!((entries[1].check_valid_until, entries[1].architectures.len()), (Some(false), 2));
+    }
+
+    #[test]
+    fn settings_of_apt_config() {
+        let dump = "Acquire \"\";\nAcquire::http::Proxy \"http://proxy:3128\";\nAcquire::https::Proxy \"DIRECT\";\n\
+            Acquire::http::Proxy::local.lan \"DIRECT\";\nAcquire::Check-Valid-Until \"false\";\nAcquire::Languages:: \"none\";\n\
+            Dir \"/x\";\nDir::Etc \"etc/apt\";\nDir::Etc::sourcelist \"sources.list\";\n";
+        let settings = parse_dump(dump);
+        let host = HostApt::from_settings(&settings);
+        assert_eq!(host.http_proxy.as_deref(), Some("http://proxy:3128"));
+        assert_eq!(
+            (host.https_proxy, host.direct, host.check_valid_until),
+            (None, vec!["local.lan".to_owned()], false)
+        );
+        let etc = directory(&settings, "Dir::Etc", Path::new("/"));
+        assert_eq!(directory(&settings, "Dir::Etc::sourcelist", &etc), Path::new("/x/etc/apt/sources.list"));
+        assert!(HostApt::from_settings(&parse_dump("")).check_valid_until);
+    }
+
+    proptest! {
+        #[test]
+        fn no_configuration_panics(text in "([A-Za-z-]{1,9}: ?|deb |[\\[\\]=\" ;\n#.]|[a-z/:]{1,5}){0,40}") {
+            let _ = (parse_sources(text.as_bytes(), ""), parse_list(&text, ""), parse_dump(&text));
+        }
+    }
+}

@@ -10,12 +10,13 @@ use dyad_debian::Digest;
 use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest as _, Sha256};
 
-use crate::clock::{Deadline, pause};
+use crate::clock::{Deadline, pause, unix_now};
 use crate::error::ArchiveError;
 
 /// How long to wait for another build that fetches the same file.
 const LOCK_WAIT: Duration = Duration::from_secs(15 * 60);
 const LOCK_POLL: Duration = Duration::from_millis(50);
+const LEFTOVER_SECONDS: u64 = 24 * 3600;
 const CHUNK: usize = 128 << 10;
 
 /// A cache directory. Several builds may use it at once, and each may be killed at any time.
@@ -52,7 +53,21 @@ impl Cache {
             let path = root.join(directory);
             fs::create_dir_all(&path).map_err(ArchiveError::io("make directory", &path))?;
         }
-        Ok(Self { root })
+        let cache = Self { root };
+        cache.remove_leftovers();
+        Ok(cache)
+    }
+
+    /// Removes what killed builds left: files without a digest for a name that nobody has written to for a day.
+    fn remove_leftovers(&self) {
+        let entries = fs::read_dir(self.root.join("partial")).into_iter().flatten().filter_map(Result::ok);
+        for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(".tmp")) {
+            let age = entry.metadata().map_or(0, |m| unix_now().saturating_sub(m.mtime().max(0) as u64));
+            if age > LEFTOVER_SECONDS {
+                // Another build may have removed it just now.
+                let _ = fs::remove_file(entry.path());
+            }
+        }
     }
 
     /// Its directory.

@@ -242,3 +242,67 @@ fn sextet(c: u8) -> Option<u8> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "4CB50190207B4758A3F73A796ED0E7B82643E131";
+
+    fn judged(lines: &str, keyring: &Keyring) -> Result<(), String> {
+        let status: String = lines.lines().map(|line| format!("[GNUPG:] {}\n", line.trim())).collect();
+        judge(&status, keyring).map_err(|e| e.to_string())
+    }
+
+    fn signed(before: &str, hash: &str) -> String {
+        format!(
+            "PLAINTEXT 74 0\nNEWSIG\n{before} {KEY} name\nVALIDSIG {KEY} 2026-07-11 1783765031 0 4 0 1 {hash} 01 {KEY}\n"
+        )
+    }
+
+    #[test]
+    fn one_good_signature_is_enough() {
+        let any = Keyring::default();
+        assert_eq!(judged(&signed("GOODSIG", "8"), &any), Ok(()));
+        let with_unknown = signed("GOODSIG", "10") + "NEWSIG\nERRSIG AB 1 8 01 1783765031 9 CD\nNO_PUBKEY AB";
+        assert_eq!(judged(&with_unknown, &any), Ok(()));
+        let named = Keyring { fingerprints: vec![KEY.to_owned()], ..Keyring::default() };
+        assert_eq!(judged(&signed("GOODSIG", "8"), &named), Ok(()));
+    }
+
+    #[test]
+    fn everything_else_is_refused() {
+        let any = Keyring::default();
+        let cases = [
+            (String::new(), "no valid signature"),
+            (signed("GOODSIG", "2"), "weak hash (OpenPGP number 2)"),
+            (signed("EXPKEYSIG", "8"), "has expired"),
+            (signed("REVKEYSIG", "8"), "was revoked"),
+            (signed("EXPSIG", "8"), "the signature by key"),
+            (signed("GOODSIG", "8") + "NEWSIG\nBADSIG AB name", "forged"),
+            (signed("GOODSIG", "8") + &signed("GOODSIG", "8"), "2 signed texts"),
+            (signed("GOODSIG", "8").replace("PLAINTEXT", "KEY_CONSIDERED"), "0 signed texts"),
+            (signed("GOODSIG", "8") + "SURPRISE", "unexpected status SURPRISE"),
+            // A good signature does not vouch for the next one.
+            (
+                format!("NEWSIG\nGOODSIG {KEY}\nNEWSIG\nVALIDSIG {KEY} d 1 0 4 0 1 8 01 {KEY}"),
+                "no valid signature",
+            ),
+            ("NODATA 1".to_owned(), "there is no signature"),
+        ];
+        for (lines, expected) in cases {
+            let error = judged(&lines, &any).unwrap_err();
+            assert!(error.contains(expected), "{lines}: {error}");
+        }
+        assert!(judge("something else\n", &any).unwrap_err().to_string().contains("unexpected line"));
+    }
+
+    #[test]
+    fn armour_is_read() {
+        let block = "-----BEGIN PGP PUBLIC KEY BLOCK-----\nComment: x\n\nAAECAwQF\nBgc=\n=abcd\n-----END PGP PUBLIC KEY BLOCK-----\n";
+        assert_eq!(unarmour(block.as_bytes()), Some((0..8).collect()));
+        assert_eq!(unarmour(block.replace("AAEC", "AA*C").as_bytes()), None);
+        assert_eq!(unarmour(b"nothing"), None);
+        assert_eq!(unarmour(&[0xff, 0xfe]), None);
+    }
+}

@@ -58,6 +58,16 @@ pub enum ProcessError {
         /// The limit.
         seconds: u64,
     },
+    /// It ended, but a process that it started kept its output open and was killed.
+    #[error(
+        "{program} ended, but a process that it started kept its output open for {seconds} s and was killed"
+    )]
+    Held {
+        /// Path of the program.
+        program: String,
+        /// The limit.
+        seconds: u64,
+    },
     /// It wrote more than allowed.
     #[error("{program} wrote more than {limit} bytes")]
     TooMuchOutput {
@@ -243,11 +253,14 @@ impl Command {
             running.kill();
             return Err(ProcessError::Deadline { program: self.name(), seconds: self.deadline.as_secs() });
         };
-        let held = || ProcessError::Deadline { program: self.name(), seconds: DRAIN.as_secs() };
         let drain = Deadline::after(DRAIN);
-        let (stdout, cut) = stdout.recv_timeout(drain.left()).map_err(|_| held())?;
-        let (stderr, _) =
-            stderr.recv_timeout(drain.left().max(Duration::from_millis(1))).map_err(|_| held())?;
+        let out = stdout.recv_timeout(drain.left());
+        let err = stderr.recv_timeout(drain.left().max(Duration::from_millis(1)));
+        let (Ok((stdout, cut)), Ok((stderr, _))) = (out, err) else {
+            // A grandchild holds the pipes; nothing may outlive this call.
+            running.kill();
+            return Err(ProcessError::Held { program: self.name(), seconds: DRAIN.as_secs() });
+        };
         if cut {
             return Err(ProcessError::TooMuchOutput { program: self.name(), limit: self.stdout_bytes_max });
         }

@@ -1,7 +1,6 @@
 //! From archives to a universe: Release files fetched and verified, Packages indexes by digest.
 
 use std::io::Read;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dyad_debian::{Digest, Origin, Release, Universe};
@@ -72,18 +71,15 @@ impl Sources {
         options: Refresh,
         progress: &dyn Progress,
     ) -> Result<Universe, ArchiveError> {
-        let count = self.archives.len() as u64;
         let mut clients = Vec::new();
         for archive in &self.archives {
             clients.push(Client::new(&archive.base, &self.proxies)?);
         }
+        let releases = self.releases(&clients, cache, options, progress)?;
         let mut targets = Vec::new();
-        for (number, (archive, client)) in self.archives.iter().zip(&clients).enumerate() {
-            progress.report(Stage::Releases, number as u64, count);
-            let release = archive.release(client, cache, options)?;
-            targets.extend(self.targets(archive, client, &release)?);
+        for ((archive, client), release) in self.archives.iter().zip(&clients).zip(&releases) {
+            targets.extend(self.targets(archive, client, release)?);
         }
-        progress.report(Stage::Releases, count, count);
         let texts = fetch_indexes(&targets, cache, options, progress)?;
         let mut universe = Universe::new(&self.arch);
         for (target, text) in targets.iter().zip(texts) {
@@ -91,6 +87,30 @@ impl Sources {
             universe.add(origin, text)?;
         }
         Ok(universe)
+    }
+
+    /// The verified Release files of all archives, fetched at once.
+    fn releases(
+        &self,
+        clients: &[Client],
+        cache: &Cache,
+        options: Refresh,
+        progress: &dyn Progress,
+    ) -> Result<Vec<Release>, ArchiveError> {
+        let total = self.archives.len() as u64;
+        let done = AtomicU64::new(0);
+        progress.report(Stage::Releases, 0, total);
+        let one = &|archive: &Archive, client: &Client| {
+            let release = archive.release(client, cache, options)?;
+            progress.report(Stage::Releases, done.fetch_add(1, Ordering::Relaxed) + 1, total);
+            Ok(release)
+        };
+        std::thread::scope(|scope| {
+            let pairs = self.archives.iter().zip(clients);
+            let threads: Vec<_> =
+                pairs.map(|(archive, client)| scope.spawn(move || one(archive, client))).collect();
+            threads.into_iter().map(|thread| thread.join().expect("a panic is a bug")).collect()
+        })
     }
 
     fn targets<'a>(
@@ -208,19 +228,14 @@ fn fetch_indexes(
         let before = done.fetch_add(bytes as u64, Ordering::Relaxed);
         progress.report(Stage::Indexes, before.wrapping_add(bytes as u64).min(total), total);
     };
-    let results: Mutex<Vec<_>> = Mutex::new((0..targets.len()).map(|_| None).collect());
-    std::thread::scope(|scope| {
-        for (number, target) in targets.iter().enumerate() {
-            let (results, on_bytes) = (&results, &on_bytes);
-            scope.spawn(move || {
-                let result = target.text(cache, options, on_bytes);
-                results.lock().expect("no holder panics")[number] = Some(result);
-            });
-        }
+    let texts: Result<Vec<_>, _> = std::thread::scope(|scope| {
+        let on_bytes = &on_bytes;
+        let threads: Vec<_> =
+            targets.iter().map(|target| scope.spawn(move || target.text(cache, options, on_bytes))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("a panic is a bug")).collect()
     });
     progress.report(Stage::Indexes, total, total);
-    let results = results.into_inner().expect("no holder panics");
-    results.into_iter().map(|result| result.expect("every thread has set its own")).collect()
+    texts
 }
 
 impl Target<'_> {

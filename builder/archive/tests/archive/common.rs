@@ -26,6 +26,8 @@ pub(crate) struct Behaviour {
     pub(crate) cut_after: Option<(usize, usize)>,
     /// Answers with this status, so many times.
     pub(crate) status: Option<(u16, usize)>,
+    /// Sends so many bytes of the body and then nothing, until the client goes away.
+    pub(crate) stall_after: Option<usize>,
     /// Ignores Range.
     pub(crate) no_range: bool,
 }
@@ -89,7 +91,7 @@ fn serve(mut stream: TcpStream, content: &Mutex<Content>) {
         name.eq_ignore_ascii_case("range")
             .then(|| value.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok())?
     });
-    let (body, cut, status, no_range) = {
+    let (body, cut, status, no_range, stall) = {
         let mut content = content.lock().unwrap();
         let seen = range.map_or(path.clone(), |from| format!("{path} from {from}"));
         content.requests.push(seen);
@@ -100,7 +102,7 @@ fn serve(mut stream: TcpStream, content: &Mutex<Content>) {
         let status = behaviour.status.and_then(|(status, times)| Some((status, take(times)?)));
         behaviour.cut_after = cut.or(behaviour.cut_after.map(|(bytes, _)| (bytes, 0)));
         behaviour.status = status.or(behaviour.status.map(|(status, _)| (status, 0)));
-        (body, cut, status, behaviour.no_range)
+        (body, cut, status, behaviour.no_range, behaviour.stall_after)
     };
     let answer = match (status, body) {
         (Some((status, _)), _) => {
@@ -117,12 +119,16 @@ fn serve(mut stream: TcpStream, content: &Mutex<Content>) {
             };
             let part = &body[from..];
             let length = part.len();
-            let sent = &part[..cut.map_or(length, |(bytes, _)| bytes.min(length))];
+            let end = cut.map(|(bytes, _)| bytes).or(stall).unwrap_or(length);
+            let sent = &part[..end.min(length)];
             let head = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
             [head.as_bytes(), sent].concat()
         }
     };
     let _ = stream.write_all(&answer);
+    if stall.is_some() {
+        let _ = stream.read(&mut [0]);
+    }
 }
 
 /// A throwaway key.

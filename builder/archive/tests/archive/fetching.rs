@@ -1,9 +1,13 @@
 //! Package downloads: resumed, shared, checked, offline, from a lock file.
 
 use std::sync::Mutex;
+use std::time::Duration;
 
-use crate::common::{Archive, Behaviour, POOL_A, POOL_B, deb};
-use dyad_archive::{Cache, Fetch, Progress, Silent, Sources, Stage};
+use crate::common::{Archive, Behaviour, POOL_A, POOL_B, deb, sha256};
+use dyad_archive::clock::Deadline;
+use dyad_archive::process::Command;
+use dyad_archive::{Cache, Environment, Fetch, Overrides, Progress, Silent, Sources, Stage};
+use dyad_debian::LockedPackage;
 
 const ONLINE: Fetch = Fetch { offline: false, locked: false };
 const OFFLINE: Fetch = Fetch { offline: true, locked: false };
@@ -157,4 +161,63 @@ fn two_builds_at_once_download_each_file_once() {
     });
     assert_eq!(archive.server.requests("pool").len(), 2);
     assert_eq!(std::fs::read_dir(archive.cache.root().join("partial")).unwrap().count(), 0);
+}
+
+/// Fetches package `a` in a process of its own, which the test below kills.
+#[test]
+#[ignore = "started by a_killed_build_leaves_a_valid_cache"]
+fn a_build_to_be_killed() {
+    let cache = Cache::open(std::env::var("TEST_CACHE").unwrap().as_ref()).unwrap();
+    let overrides = Overrides {
+        suite: "bookworm".to_owned(),
+        arch: "amd64".to_owned(),
+        mirror: Some(std::env::var("TEST_MIRROR").unwrap()),
+        suites: Some(vec!["bookworm".to_owned()]),
+        ..Overrides::default()
+    };
+    let sources = Sources::from_layers(&overrides, &Environment::default(), None).unwrap();
+    sources.fetch(&cache, &[package_a()], ONLINE, &Silent).unwrap();
+}
+
+fn package_a() -> LockedPackage {
+    LockedPackage {
+        name: "a".to_owned(),
+        version: "1".to_owned(),
+        arch: "amd64".to_owned(),
+        suite: "bookworm".to_owned(),
+        path: POOL_A.to_owned(),
+        size: deb("a").len() as u64,
+        sha256: sha256(&deb("a")),
+    }
+}
+
+#[test]
+fn a_killed_build_leaves_a_valid_cache() {
+    let archive = Archive::new();
+    let partial = archive.cache.root().join("partial").join(package_a().sha256.to_string());
+    let length = || std::fs::metadata(&partial).map_or(0, |m| m.len());
+    for stall_after in [1_usize, 70_000, 300_000] {
+        archive.server.behave(POOL_A, Behaviour { stall_after: Some(stall_after), ..Behaviour::default() });
+        let before = length();
+        let log = tempfile::tempfile().unwrap();
+        let mut build = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "fetching::a_build_to_be_killed", "--ignored"])
+            .env("TEST_CACHE", archive.cache.root())
+            .env("TEST_MIRROR", &archive.server.url)
+            .start(&log)
+            .unwrap();
+        let deadline = Deadline::after(Duration::from_secs(60));
+        while length() < before + stall_after as u64 {
+            assert!(!deadline.passed() && build.wait(Duration::from_millis(20)).unwrap().is_none());
+        }
+        build.kill();
+        assert_eq!(archive.cache.lookup(&package_a().sha256, package_a().size).unwrap(), None);
+    }
+    let left = length();
+    assert_eq!(left, 370_001, "each build went on where the one before was killed");
+    archive.server.behave(POOL_A, Behaviour::default());
+    archive.server.requests("");
+    let paths = archive.sources().fetch(&archive.cache, &[package_a()], ONLINE, &Silent).unwrap();
+    assert_eq!(std::fs::read(&paths[0]).unwrap(), deb("a"));
+    assert_eq!(archive.server.requests("pool"), [format!("/debian/{POOL_A} from {left}")]);
 }

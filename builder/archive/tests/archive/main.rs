@@ -5,3 +5,5 @@ mod apt;
 mod common;
 mod fetching;
 mod hostile;
+mod process;
+mod sources;
