@@ -168,7 +168,7 @@ fn down(state: &StateDir, keep: bool) -> Result<()> {
             }
         }
         // A killed daemon leaves its disks; removing them is what is asked for.
-        Err(LabError::NotUp(_)) if state.load()?.is_some() => {}
+        Err(LabError::NotUp(_)) if state.exists() => {}
         Err(e) => return Err(e),
     }
     let lock = state.lock()?;

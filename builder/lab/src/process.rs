@@ -34,12 +34,14 @@ pub(crate) struct Program {
     pub(crate) file: PathBuf,
     /// Arguments before the caller's own.
     pub(crate) before: Vec<OsString>,
+    /// Variables that it needs beside the caller's.
+    pub(crate) env: Vec<(String, PathBuf)>,
 }
 
 impl Program {
     /// A program of the host.
     pub(crate) fn host(file: PathBuf) -> Self {
-        Program { file, before: Vec::new() }
+        Program { file, before: Vec::new(), env: Vec::new() }
     }
 
     /// This very program.
@@ -50,7 +52,7 @@ impl Program {
     #[allow(clippy::disallowed_methods, reason = "the lab's subprocess wrapper")]
     fn command(&self) -> Command {
         let mut command = Command::new(&self.file);
-        command.args(&self.before);
+        command.args(&self.before).envs(self.env.iter().map(|(k, v)| (k, v)));
         command
     }
 
@@ -156,6 +158,7 @@ pub(crate) fn spawn_bound(
     let log_file = append(log)?;
     let mut launch = launcher();
     launch.arg(getpid().to_string()).arg("--").arg(&program.file).args(&program.before).args(args);
+    launch.envs(program.env.iter().map(|(k, v)| (k, v)));
     launch.stdin(Stdio::null()).stdout(log_file.try_clone().at("duplicate", log)?).stderr(log_file);
     launch.spawn().at("execute", Path::new(SELF))
 }

@@ -92,6 +92,11 @@ impl StateDir {
         self.root.join("lab.json")
     }
 
+    /// Whether there is a lab, readable or not.
+    pub(crate) fn exists(&self) -> bool {
+        self.lab_file().exists() || self.nodes().exists()
+    }
+
     /// Reads what the lab is made of; `None` when there is none.
     pub(crate) fn load(&self) -> Result<Option<LabFile>> {
         let path = self.lab_file();
@@ -259,5 +264,6 @@ mod tests {
         fs::write(temp.path().join("lab.json"), "{\"nodes\": 999}").unwrap();
         let text = state.load().unwrap_err().to_string();
         assert!(text.contains("lab.json") && text.contains("line 1"), "{text}");
+        assert!(state.exists(), "`down` must be able to remove it");
     }
 }

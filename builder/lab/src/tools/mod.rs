@@ -49,7 +49,10 @@ pub(crate) fn qemu(say: &dyn Fn(&str)) -> Result<Qemu> {
     }
     let root = Root::obtain(Set::Qemu, say)?;
     let file = root.file("usr/bin/qemu-system-x86_64")?;
-    Ok(Qemu { program: root.program(file)?, share: Some(root.file("usr/share/qemu")?) })
+    let mut program = root.program(file)?;
+    // Accelerators are loadable modules, looked for where the package would be installed.
+    program.env.push(("QEMU_MODULE_DIR".into(), root.file("usr/lib/x86_64-linux-gnu/qemu")?));
+    Ok(Qemu { program, share: Some(root.file("usr/share/qemu")?) })
 }
 
 /// The UEFI firmware.

@@ -88,7 +88,7 @@ impl Root {
             file.clone().into_os_string(),
             file.into_os_string(),
         ];
-        Ok(Program { file: self.file(LOADER)?, before })
+        Ok(Program { file: self.file(LOADER)?, before, env: Vec::new() })
     }
 }
 
