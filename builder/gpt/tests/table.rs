@@ -146,7 +146,7 @@ fn sgdisk_finds_no_problem() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(100) })]
     #[test]
     fn never_panics_on_damage(hits in prop::collection::vec((0usize..40_960, any::<u8>()), 1..40), crc in any::<bool>()) {
         let t = sample(512, 16 << 20);

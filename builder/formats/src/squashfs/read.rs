@@ -92,6 +92,12 @@ struct Cursor {
     offset: usize,
 }
 
+/// Where a directory's entries are, and their size as the inode states it.
+struct Listing {
+    cursor: Cursor,
+    bytes: u32,
+}
+
 fn bad<T>(what: impl Into<String>) -> Result<T, Error> {
     Err(Error::Malformed(what.into()))
 }
@@ -279,11 +285,11 @@ impl<R: Read + Seek> Reader<R> {
             }
             let (entry, listing) = self.inode(&path, reference, &mut budget)?;
             out.push(entry);
-            let Some((mut cursor, size)) = listing else { continue };
+            let Some(Listing { mut cursor, bytes }) = listing else { continue };
             if !visited.insert(reference) {
                 return bad(format!("{}: directory reached twice", String::from_utf8_lossy(&path)));
             }
-            let mut children = self.listing(&path, &mut cursor, size, &mut budget)?;
+            let mut children = self.listing(&path, &mut cursor, bytes, &mut budget)?;
             children.reverse();
             pending.append(&mut children);
         }
@@ -324,13 +330,12 @@ impl<R: Read + Seek> Reader<R> {
     }
 
     /// Decodes an inode; for a directory also where its listing is and how long.
-    #[allow(clippy::type_complexity)]
     fn inode(
         &mut self,
         path: &[u8],
         reference: u64,
         budget: &mut usize,
-    ) -> Result<(Entry, Option<(Cursor, u32)>), Error> {
+    ) -> Result<(Entry, Option<Listing>), Error> {
         let mut cursor = at_reference(self.sb.inode_table, reference);
         let head = self.meta(&mut cursor, 16)?;
         let id = |at| match self.ids.get(usize::from(half(&head, at))) {
@@ -350,16 +355,7 @@ impl<R: Read + Seek> Reader<R> {
         let (mut links, mut xattr, mut listing) = (1, NONE_U32, None);
         let kind = match basic {
             1 => {
-                let body = self.meta(&mut cursor, if extended { 24 } else { 16 })?;
-                let (block, size, offset) = if extended {
-                    (links, xattr) = (word(&body, 0), word(&body, 20));
-                    (word(&body, 8), word(&body, 4), half(&body, 18))
-                } else {
-                    links = word(&body, 4);
-                    (word(&body, 0), u32::from(half(&body, 8)), half(&body, 10))
-                };
-                let block = self.sb.directory_table.saturating_add(u64::from(block));
-                listing = Some((Cursor { block, offset: usize::from(offset) }, size));
+                listing = Some(self.directory(&mut cursor, extended, &mut links, &mut xattr)?);
                 EntryKind::Dir
             }
             2 => EntryKind::File(self.file(&mut cursor, extended, &mut links, &mut xattr, budget)?),
@@ -398,6 +394,25 @@ impl<R: Read + Seek> Reader<R> {
         }
         let entry = Entry { path: path.to_vec(), meta, kind, inode: word(&head, 12), links };
         Ok((entry, listing))
+    }
+
+    fn directory(
+        &mut self,
+        cursor: &mut Cursor,
+        extended: bool,
+        links: &mut u32,
+        xattr: &mut u32,
+    ) -> Result<Listing, Error> {
+        let body = self.meta(cursor, if extended { 24 } else { 16 })?;
+        let (block, bytes, offset) = if extended {
+            (*links, *xattr) = (word(&body, 0), word(&body, 20));
+            (word(&body, 8), word(&body, 4), half(&body, 18))
+        } else {
+            *links = word(&body, 4);
+            (word(&body, 0), u32::from(half(&body, 8)), half(&body, 10))
+        };
+        let block = self.sb.directory_table.saturating_add(u64::from(block));
+        Ok(Listing { cursor: Cursor { block, offset: usize::from(offset) }, bytes })
     }
 
     fn file(

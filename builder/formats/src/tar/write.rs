@@ -1,6 +1,6 @@
 //! Tree -> archive.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
 
 use super::{BLOCK, Error, OCTAL_8_MAX, XATTR_KEY};
@@ -107,34 +107,38 @@ impl<W: Write> Writer<'_, W> {
             mtime: meta.mtime,
             device,
         };
-        let mut pax = header.pax_records();
-        if original.is_none() {
-            for (name, value) in &meta.xattrs {
-                pax_record(&mut pax, &[XATTR_KEY, name.as_slice()].concat(), value);
-            }
-        }
-        if !pax.is_empty() {
-            let name = b"././@PaxHeader";
-            let size = pax.len() as u64;
-            self.put(
-                &Header {
-                    name,
-                    link: b"",
-                    kind: b'x',
-                    mode: 0o644,
-                    uid: 0,
-                    gid: 0,
-                    size,
-                    device: None,
-                    ..header
-                }
-                .encode(),
-            )?;
-            self.content(&pax)?;
-        }
+        self.extended(&header, original.is_none().then_some(&meta.xattrs))?;
         self.put(&header.encode())?;
         self.content(content)?;
         Ok(())
+    }
+
+    /// The PAX member in front of a member that needs one.
+    fn extended(
+        &mut self,
+        header: &Header,
+        xattrs: Option<&BTreeMap<Vec<u8>, Vec<u8>>>,
+    ) -> Result<(), Error> {
+        let mut pax = header.pax_records();
+        for (name, value) in xattrs.into_iter().flatten() {
+            pax_record(&mut pax, &[XATTR_KEY, name.as_slice()].concat(), value);
+        }
+        if pax.is_empty() {
+            return Ok(());
+        }
+        let own = Header {
+            name: b"././@PaxHeader",
+            link: b"",
+            kind: b'x',
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            size: pax.len() as u64,
+            mtime: header.mtime,
+            device: None,
+        };
+        self.put(&own.encode())?;
+        Ok(self.content(&pax)?)
     }
 
     fn content(&mut self, content: &[u8]) -> io::Result<()> {
