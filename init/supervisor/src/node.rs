@@ -1,22 +1,25 @@
 //! Puts the parts together and runs them on one thread.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::rc::Rc;
 
+use dyad_api::control::PhaseState;
 use dyad_api::operator::{NetworkSection, PORT};
+use dyad_spec::site::Node;
 use tokio::sync::watch;
 use tokio::task::{LocalSet, spawn_local};
 
-use crate::files::{self, Access, FileError};
+use crate::files::{self, FileError};
 use crate::notify::Notify;
-use crate::operator::{self, Context};
+use crate::operator::{self, Context, Declared};
 use crate::paths::Paths;
 use crate::pg::Owner;
 use crate::pg::crashes::Crashes;
 use crate::pg::manager::{Manager, PgState};
 use crate::pid1::Pid1;
-use crate::site::{self, Site};
+use crate::site::Loaded;
+use crate::status::Identity;
 use crate::{log, network};
 
 /// Why the supervisor cannot run at all. PID 1 starts it again.
@@ -42,9 +45,6 @@ pub(crate) fn run(paths: Paths) -> Result<Infallible, StartError> {
 
 async fn serve(paths: Rc<Paths>) -> Result<Infallible, StartError> {
     let notify = Notify::from_env();
-    let site = site::load(&paths);
-    tracing::info!(node = %site.identity.name, site = %site.identity.site, "supervisor starts");
-    name_node(&paths, &site)?;
     let pid1 = Pid1::start(paths.init_socket());
     let (pg_wanted, wanted) = watch::channel(true);
     let (pg_state, pg) = watch::channel(PgState::default());
@@ -54,34 +54,71 @@ async fn serve(paths: Rc<Paths>) -> Result<Infallible, StartError> {
     let context = Rc::new(Context {
         paths: Rc::clone(&paths),
         pid1: pid1.clone(),
-        identity: site.identity.clone(),
-        postgresql: site.postgresql.clone(),
+        declared: RefCell::new(Declared::unknown()),
         pg: pg.clone(),
         pg_wanted,
         network,
         execs: Cell::new(0),
     });
     spawn_local(operator::serve_socket(listener, Rc::clone(&context)));
-    spawn_local(operator::serve_port(Rc::clone(&paths), PORT, context));
-    spawn_local(network::keep(Rc::clone(&paths), site.clone(), network_state));
+    spawn_local(operator::serve_port(Rc::clone(&paths), PORT, Rc::clone(&context)));
     spawn_local(notify.clone().feed());
-    match files::read_plain(&paths.at("/etc/passwd"))?.as_deref().and_then(Owner::from_passwd) {
-        Some(owner) => {
-            let manager = Manager {
-                paths,
-                pid1,
-                site: site.postgresql,
-                owner,
-                wanted,
-                state: pg_state,
-                crashes: Crashes::default(),
-            };
-            spawn_local(manager.run());
-        }
-        None => pg_state.send_modify(|state| state.section.note = "this image has no user postgres".into()),
-    }
+    // Operators are answered from here on. What follows waits for disks and links, for as long as they take.
     notify.send("READY=1");
+    let site = read_site(&paths, &pid1).await;
+    let node = identify(&paths, &site).await;
+    let (names, network) = network::of(site.site().zip(node.as_ref()));
+    let identity = Identity {
+        name: names.hostname.clone(),
+        cluster: site.site().map(|site| site.cluster.clone()),
+        nodes: site.site().map_or(1, |site| site.nodes.len()),
+        site: site.text(),
+    };
+    tracing::info!(node = %identity.name, site = %identity.site, "this machine is known");
+    context.declared.replace(Declared { identity, postgresql: site.postgresql() });
+    if paths.is_machine()
+        && let Err(error) = names.apply(&paths.at("/run/dyad/etc"))
+    {
+        tracing::error!(%error, "set the names of this machine");
+    }
+    spawn_local(network::keep(Rc::clone(&paths), network, network_state));
+    match (&site, owner(&paths)?) {
+        (Loaded::Refused(why), _) => {
+            let note = format!("the site file is refused, nothing is started by guess: {why}");
+            pg_state.send_modify(|state| state.section.note = note);
+        }
+        (Loaded::Site(_) | Loaded::Absent, None) => {
+            pg_state.send_modify(|state| state.section.note = "this image has no user postgres".into());
+        }
+        (Loaded::Site(_) | Loaded::Absent, Some(owner)) => {
+            let (site, state, crashes) = (site.postgresql(), pg_state, Crashes::default());
+            spawn_local(Manager { paths, pid1, site, owner, wanted, state, crashes }.run());
+        }
+    }
     tell_status(&notify, pg).await
+}
+
+/// The site file, once the phase that mounts it has ended. A machine whose PID 1 has no such phase has no ESP.
+async fn read_site(paths: &Paths, pid1: &Pid1) -> Loaded {
+    let mut view = pid1.view();
+    loop {
+        let failed = {
+            let view = view.borrow_and_update();
+            let known = view.connected && !view.phases.is_empty();
+            match view.phase("esp").map(|phase| (phase.state, &phase.note)) {
+                Some((PhaseState::Failed, note)) => Some(format!("boot phase esp failed: {note}")),
+                Some((state, _)) if state.is_done() => return Loaded::read(paths),
+                None if known => return Loaded::read(paths),
+                Some(_) | None => None,
+            }
+        };
+        if let Some(why) = failed {
+            return Loaded::Refused(why);
+        }
+        if view.changed().await.is_err() {
+            return Loaded::Refused("the connection to PID 1 is given up".into());
+        }
+    }
 }
 
 /// Tells PID 1 how far the node is, for ever.
@@ -100,19 +137,18 @@ async fn tell_status(notify: &Notify, mut pg: watch::Receiver<PgState>) -> Resul
     }
 }
 
-/// Gives the machine its name and writes what `/etc` links to.
-fn name_node(paths: &Paths, site: &Site) -> Result<(), FileError> {
-    let name = &site.identity.name;
-    let dir = paths.at("/run/dyad/etc");
-    files::ensure_dir(&dir, Access::own(0o755))?;
-    let public = Access::own(0o644);
-    files::ensure(&dir.join("hostname"), format!("{name}\n").as_bytes(), public)?;
-    let hosts = format!("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 {name}\n");
-    files::ensure(&dir.join("hosts"), hosts.as_bytes(), public)?;
-    if paths.is_machine()
-        && let Err(error) = rustix::system::sethostname(name.as_bytes())
-    {
-        tracing::warn!(%error, name = %name, "set the host name");
+fn owner(paths: &Paths) -> Result<Option<Owner>, FileError> {
+    let passwd = files::read_plain(&paths.at("/etc/passwd"))?;
+    Ok(passwd.as_deref().and_then(Owner::from_passwd))
+}
+
+/// Which node of the site this is. Without an answer the machine stays unnamed and link-local, and says so.
+async fn identify(paths: &Paths, site: &Loaded) -> Option<Node> {
+    let found = network::identify(paths, site.site()?).await;
+    match found {
+        Ok(Some(node)) => return Some(node),
+        Ok(None) => tracing::error!("no link of this machine is named in the site file"),
+        Err(error) => tracing::error!(%error, "which node of the site file this is"),
     }
-    Ok(())
+    None
 }

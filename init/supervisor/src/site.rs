@@ -1,47 +1,69 @@
-//! What the site file says about this node, or the defaults of a machine without one.
+//! The site file as this node follows it.
 
-use std::collections::BTreeMap;
+use dyad_spec::Source;
+use dyad_spec::site::{Postgresql, Site};
 
+use crate::files;
 use crate::paths::Paths;
-use crate::pg::hba::Rule;
-use crate::pg::roles::{Database, Role};
-use crate::status::Identity;
 
-/// PostgreSQL as declared.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Postgresql {
-    /// Port.
-    pub(crate) port: u16,
-    /// Settings.
-    pub(crate) settings: BTreeMap<String, String>,
-    /// Roles.
-    pub(crate) roles: Vec<Role>,
-    /// Databases.
-    pub(crate) databases: Vec<Database>,
-    /// Who may connect from where; empty: every network of the node.
-    pub(crate) rules: Vec<Rule>,
+/// What was found as site file.
+#[derive(Debug)]
+pub(crate) enum Loaded {
+    /// A good one.
+    Site(Box<Site>),
+    /// None: one node, link-local addresses, no roles.
+    Absent,
+    /// One that is refused, or cannot be read: why. Nothing is changed on this machine for it.
+    Refused(String),
 }
 
-/// What the site file says that this program follows.
-#[derive(Debug, Clone)]
-pub(crate) struct Site {
-    /// Who this node is.
-    pub(crate) identity: Identity,
-    /// PostgreSQL.
-    pub(crate) postgresql: Postgresql,
-}
+impl Loaded {
+    /// Reads it.
+    pub(crate) fn read(paths: &Paths) -> Self {
+        let path = paths.site();
+        let bytes = match files::read(&path) {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => return Self::Absent,
+            Err(error) => return Self::Refused(error.to_string()),
+        };
+        let Ok(text) = String::from_utf8(bytes) else {
+            return Self::Refused(format!("{} is no UTF-8 text", path.display()));
+        };
+        match Site::parse(Source::new("site.toml", text)) {
+            Ok(site) => Self::Site(Box::new(site)),
+            Err(diagnostics) => Self::Refused(diagnostics.render(false).trim_end().to_owned()),
+        }
+    }
 
-/// Reads the site file.
-pub(crate) fn load(paths: &Paths) -> Site {
-    let _ = paths.site();
-    Site {
-        identity: Identity { name: "dyad".into(), cluster: None, site: "none".into(), nodes: 1 },
-        postgresql: Postgresql {
+    /// The site, if there is one.
+    pub(crate) fn site(&self) -> Option<&Site> {
+        match self {
+            Loaded::Site(site) => Some(site),
+            Loaded::Absent | Loaded::Refused(_) => None,
+        }
+    }
+
+    /// PostgreSQL as declared.
+    pub(crate) fn postgresql(&self) -> Postgresql {
+        let default = || Postgresql {
             port: 5432,
-            settings: BTreeMap::new(),
+            settings: Vec::new(),
             roles: Vec::new(),
             databases: Vec::new(),
-            rules: Vec::new(),
-        },
+            access: Vec::new(),
+        };
+        self.site().map_or_else(default, |site| site.postgresql.clone())
+    }
+
+    /// For the status.
+    pub(crate) fn text(&self) -> String {
+        match self {
+            Loaded::Site(_) => "site.toml".to_owned(),
+            Loaded::Absent => {
+                "there is no /efi/dyad/site.toml: one node, link-local addresses, no roles or databases"
+                    .to_owned()
+            }
+            Loaded::Refused(why) => format!("refused: {why}"),
+        }
     }
 }

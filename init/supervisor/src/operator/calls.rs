@@ -1,6 +1,6 @@
 //! What each call does.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use dyad_api::control::{self, CAPTURE_MAX, ExitStatus, Oneshot, Refusal};
@@ -9,6 +9,7 @@ use dyad_api::operator::{
     Call, CredentialRow, Credentials, Exec, ExecResult, Failure, FailureKind, LOG_LINES_MAX, NetworkSection,
     Reply, Request,
 };
+use dyad_spec::site::Postgresql;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -16,21 +17,36 @@ use tokio::sync::watch;
 use crate::credentials;
 use crate::operator::journal;
 use crate::paths::Paths;
+use crate::pg;
 use crate::pg::manager::PgState;
-use crate::pg::{self};
 use crate::pid1::{Pid1, Pid1Error};
-use crate::site::Postgresql;
+use crate::site::Loaded;
 use crate::status::{self, Identity, Sources};
 
 /// Longest run of an `exec`.
 const EXEC_DEADLINE_MS_MAX: u32 = 600_000;
 
+/// What the site file says.
+pub(crate) struct Declared {
+    pub(crate) identity: Identity,
+    pub(crate) postgresql: Postgresql,
+}
+
+impl Declared {
+    /// Until the site file could be read.
+    pub(crate) fn unknown() -> Self {
+        let name = dyad_net::UNNAMED.to_owned();
+        let site = "not read yet: the disk that it is on is being made ready".to_owned();
+        let identity = Identity { name, cluster: None, site, nodes: 1 };
+        Self { identity, postgresql: Loaded::Absent.postgresql() }
+    }
+}
+
 /// Everything that calls read or act on.
 pub(crate) struct Context {
     pub(crate) paths: Rc<Paths>,
     pub(crate) pid1: Pid1,
-    pub(crate) identity: Identity,
-    pub(crate) postgresql: Postgresql,
+    pub(crate) declared: RefCell<Declared>,
     pub(crate) pg: watch::Receiver<PgState>,
     /// Whether PostgreSQL is wanted; an operator's stop holds until the next start or boot.
     pub(crate) pg_wanted: watch::Sender<bool>,
@@ -131,7 +147,7 @@ impl Context {
         let view = self.pid1.view().borrow().clone();
         let pg = self.pg.borrow().clone();
         value(&status::status(Sources {
-            identity: &self.identity,
+            identity: &self.declared.borrow().identity,
             view: &view,
             boot,
             pg: &pg,
@@ -143,8 +159,9 @@ impl Context {
     fn credentials(&self) -> Result<Value, Failure> {
         let known = credentials::load(&self.paths.credentials())
             .map_err(|error| Failure::new(FailureKind::Failed, error.to_string()))?;
-        let roles = self.postgresql.roles.iter().filter_map(|role| {
-            let owned = self.postgresql.databases.iter().filter(|database| database.owner == role.name);
+        let postgresql = &self.declared.borrow().postgresql;
+        let roles = postgresql.roles.iter().filter_map(|role| {
+            let owned = postgresql.databases.iter().filter(|database| database.owner == role.name);
             Some(CredentialRow {
                 role: role.name.clone(),
                 password: known.get(&role.name)?.password.clone(),
@@ -156,7 +173,7 @@ impl Context {
         let addresses = addresses.filter_map(|address| Some(address.split_once('/')?.0.to_owned()));
         Ok(value(&Credentials {
             addresses: addresses.filter(|address| !address.starts_with("fe80:")).collect(),
-            port: self.postgresql.port,
+            port: postgresql.port,
             roles: roles.collect(),
         }))
     }

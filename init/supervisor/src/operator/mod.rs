@@ -5,6 +5,6 @@ mod journal;
 mod port;
 mod socket;
 
-pub(crate) use calls::Context;
+pub(crate) use calls::{Context, Declared};
 pub(crate) use port::serve_port;
 pub(crate) use socket::{listen, serve_socket};

@@ -1,12 +1,12 @@
 //! The configuration files as they must be, and putting them back when they are not.
 
-use std::collections::BTreeMap;
+use dyad_spec::site::Postgresql;
 
 use crate::files::{self, Access, FileError};
 use crate::paths::Paths;
 use crate::pg::Owner;
-use crate::pg::hba::{self, Rule};
-use crate::pg::settings::{Ignored, Machine, Settings, repair_auto_conf};
+use crate::pg::hba;
+use crate::pg::settings::{Machine, Settings, repair_auto_conf};
 
 /// Everything that the files say.
 #[derive(Debug)]
@@ -17,16 +17,10 @@ pub(crate) struct Config {
 }
 
 impl Config {
-    /// From what is declared; settings of the site that are not followed come back beside it.
-    pub(crate) fn declared(
-        machine: Machine,
-        paths: &Paths,
-        port: u16,
-        settings: &BTreeMap<String, String>,
-        rules: &[Rule],
-    ) -> (Self, Vec<Ignored>) {
-        let (settings, ignored) = Settings::declared(machine, paths, port, settings);
-        (Self { conf: settings.render(), hba: hba::render(rules), settings }, ignored)
+    /// From what is declared.
+    pub(crate) fn declared(machine: Machine, paths: &Paths, site: &Postgresql) -> Self {
+        let settings = Settings::declared(machine, paths, site);
+        Self { conf: settings.render(), hba: hba::render(&site.access), settings }
     }
 
     /// Makes the files say it. Returns what had to be written, in words; nothing on a second run.

@@ -1,17 +1,6 @@
 //! Who may connect: `pg_hba.conf` and `pg_ident.conf`.
 
-/// One more line of the site file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Rule {
-    /// Database or `all`.
-    pub(crate) database: String,
-    /// Role or `all`.
-    pub(crate) role: String,
-    /// Network in CIDR form.
-    pub(crate) network: String,
-    /// Only over TLS.
-    pub(crate) tls: bool,
-}
+use dyad_spec::site::Access;
 
 /// Text of `pg_ident.conf`: root and postgres are the superuser over the unix socket.
 pub(crate) const IDENT: &str = "# Written by the supervisor; what is changed here is put back.\n\
@@ -19,7 +8,7 @@ pub(crate) const IDENT: &str = "# Written by the supervisor; what is changed her
      dyad postgres postgres\n";
 
 /// Text of `pg_hba.conf`. Without rules of the site every network that the node itself is in may try with a password.
-pub(crate) fn render(rules: &[Rule]) -> String {
+pub(crate) fn render(rules: &[Access]) -> String {
     let mut out = String::from(
         "# Written by the supervisor; what is changed here is put back. Rules belong in the site file.\n\
          local all postgres peer map=dyad\n\
@@ -30,7 +19,7 @@ pub(crate) fn render(rules: &[Rule]) -> String {
     if rules.is_empty() {
         out.push_str("host all all samehost scram-sha-256\nhost all all samenet scram-sha-256\n");
     }
-    for Rule { database, role, network, tls } in rules {
+    for Access { database, role, network, tls } in rules {
         let kind = if *tls { "hostssl" } else { "host" };
         out.push_str(&format!("{kind} {} {} {network} scram-sha-256\n", name(database), name(role)));
     }
@@ -44,6 +33,8 @@ fn name(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use dyad_spec::IpNet;
+
     use super::*;
 
     #[test]
@@ -53,13 +44,14 @@ mod tests {
 
     #[test]
     fn rules_of_the_site_come_after_the_fixed_ones_and_are_quoted() {
-        let rule = |database: &str, role: &str, network: &str, tls| Rule {
+        let rule = |database: &str, role: &str, address: [u8; 4], prefix, tls| Access {
             database: database.into(),
             role: role.into(),
-            network: network.into(),
+            network: IpNet { address: address.into(), prefix },
             tls,
         };
-        let rules = [rule("shop", "app", "10.0.0.0/24", false), rule("all", "+staff", "fd00::/64", true)];
+        let rules =
+            [rule("shop", "app", [10, 0, 0, 0], 24, false), rule("all", "+staff", [192, 0, 2, 7], 32, true)];
         assert_eq!(render(&rules), include_str!("../../tests/golden/pg_hba_site.conf"));
     }
 }

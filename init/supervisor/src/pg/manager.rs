@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use dyad_api::control::{Call, PhaseState, ServiceState, SignalTarget};
+use dyad_api::control::{Call, PhaseState, Refusal, ServiceState, SignalTarget};
 use dyad_api::operator::{PostgresqlSection, ProbeRow};
+use dyad_spec::site::Postgresql;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -22,7 +23,6 @@ use crate::pg::session::{Address, Session, SqlError};
 use crate::pg::settings::Machine;
 use crate::pg::{Owner, SERVICE, roles};
 use crate::pid1::{Pid1, Pid1Error, View, is_alive};
-use crate::site::Postgresql;
 
 /// Pause after a failed pass; doubles up to the second value.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
@@ -191,7 +191,7 @@ impl Manager {
         if tools.ensure_cluster().await? {
             tracing::info!("the database cluster is made");
         }
-        let config = self.config()?;
+        let config = Config::declared(machine(&self.paths), &self.paths, &self.site);
         let was_running = self.alive();
         let written = config.apply(&self.paths, self.owner)?;
         if !was_running {
@@ -266,16 +266,6 @@ impl Manager {
                 return Err(Pid1Error::Disconnected.into());
             }
         }
-    }
-
-    fn config(&self) -> Result<Config, PassError> {
-        let machine = machine(&self.paths);
-        let Postgresql { port, settings, rules, .. } = &self.site;
-        let (config, ignored) = Config::declared(machine, &self.paths, *port, settings, rules);
-        for what in ignored {
-            tracing::warn!(%what, "the site file asks for what this node cannot give");
-        }
-        Ok(config)
     }
 
     fn alive(&self) -> bool {
@@ -480,13 +470,20 @@ impl Manager {
     /// Ends a server that does not answer: an immediate stop, then the whole cgroup.
     async fn kill(&self) -> Result<(), PassError> {
         tracing::error!("PostgreSQL does not answer, ending it");
-        let signal = |target| Call::Signal { name: SERVICE.into(), target };
-        self.pid1.order(signal(SignalTarget::Main(SIGQUIT))).await?;
+        self.signal(SignalTarget::Main(SIGQUIT)).await?;
         if self.wait_ended(QUIT_DEADLINE).await.is_err() {
-            self.pid1.order(signal(SignalTarget::KillGroup)).await?;
+            self.signal(SignalTarget::KillGroup).await?;
             self.wait_ended(STATE_DEADLINE).await?;
         }
         Ok(())
+    }
+
+    async fn signal(&self, target: SignalTarget) -> Result<(), PassError> {
+        match self.pid1.order(Call::Signal { name: SERVICE.into(), target }).await {
+            // It ended by itself meanwhile: that is what was wanted.
+            Ok(()) | Err(Pid1Error::Refused(Refusal::NotRunning(_))) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 

@@ -3,34 +3,18 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use dyad_spec::site::{Database, SqlRole};
+
 use crate::credentials::Credential;
 use crate::pg::session::{Session, SqlError, identifier, literal};
 
 /// Creating a database copies its template, on a slow disk some seconds.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// A role that may log in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Role {
-    /// Name.
-    pub(crate) name: String,
-    /// May make databases.
-    pub(crate) create_db: bool,
-}
-
-/// A database.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Database {
-    /// Name.
-    pub(crate) name: String,
-    /// Its owner, a role of the site file.
-    pub(crate) owner: String,
-}
-
 /// Makes the server have these roles and databases. Returns what had to be done, in words.
 pub(crate) async fn ensure(
     session: &Session,
-    roles: &[Role],
+    roles: &[SqlRole],
     databases: &[Database],
     credentials: &BTreeMap<String, Credential>,
 ) -> Result<Vec<String>, SqlError> {

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use dyad_spec::site::Postgresql;
+
 use crate::paths::Paths;
 
 const MIB: u64 = 1024 * 1024;
@@ -20,34 +22,14 @@ pub(crate) struct Machine {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Settings(BTreeMap<String, String>);
 
-/// A setting of the site file that the supervisor itself must decide.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("setting {name} = {value:?} of the site file is ignored: the node's safety needs {used:?}")]
-pub(crate) struct Ignored {
-    name: String,
-    value: String,
-    used: String,
-}
-
 impl Settings {
-    /// Everything declared: defaults for this machine, the site's settings over them, what safety needs over both.
-    pub(crate) fn declared(
-        machine: Machine,
-        paths: &Paths,
-        port: u16,
-        site: &BTreeMap<String, String>,
-    ) -> (Self, Vec<Ignored>) {
+    /// Everything declared: defaults for this machine, the site's settings over them, and what safety needs, which a
+    /// site file cannot name.
+    pub(crate) fn declared(machine: Machine, paths: &Paths, site: &Postgresql) -> Self {
         let mut all = defaults(machine);
-        all.extend(site.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())));
-        let mut ignored = Vec::new();
-        for (name, used) in fixed(paths, port) {
-            if let Some(value) = all.insert(name.clone(), used.clone())
-                && value != used
-            {
-                ignored.push(Ignored { name, value, used });
-            }
-        }
-        (Self(all), ignored)
+        all.extend(site.settings.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())));
+        all.extend(fixed(paths, site.port));
+        Self(all)
     }
 
     /// Whether this name is declared.
@@ -80,14 +62,13 @@ fn defaults(machine: Machine) -> BTreeMap<String, String> {
         ("autovacuum", "on".to_owned()),
         ("checkpoint_completion_target", "0.9".to_owned()),
         ("checkpoint_timeout", "5min".to_owned()),
-        ("cluster_name", "main".to_owned()),
         ("datestyle", "iso, ymd".to_owned()),
         ("effective_cache_size", mib(memory / 2, 64, 1024 * 1024)),
         ("hot_standby_feedback", "on".to_owned()),
-        // The image carries no LLVM.
-        ("jit", "off".to_owned()),
         ("lc_messages", "C".to_owned()),
         ("log_checkpoints", "on".to_owned()),
+        // journald adds time and process to each line of standard error.
+        ("log_line_prefix", "%q%u@%d ".to_owned()),
         ("log_lock_waits", "on".to_owned()),
         ("log_timezone", "UTC".to_owned()),
         ("maintenance_work_mem", mib(memory / 32, 16, 1024)),
@@ -109,15 +90,16 @@ fn defaults(machine: Machine) -> BTreeMap<String, String> {
 fn fixed(paths: &Paths, port: u16) -> Vec<(String, String)> {
     let path = |path: &Path| path.display().to_string();
     [
+        ("cluster_name", "main".to_owned()),
         ("fsync", "on".to_owned()),
         ("full_page_writes", "on".to_owned()),
         ("hba_file", path(&paths.pg_config().join("pg_hba.conf"))),
         ("hot_standby", "on".to_owned()),
         ("ident_file", path(&paths.pg_config().join("pg_ident.conf"))),
+        // The image carries no LLVM.
+        ("jit", "off".to_owned()),
         ("listen_addresses", "*".to_owned()),
         ("log_destination", "stderr".to_owned()),
-        // journald adds time and process to each line of standard error.
-        ("log_line_prefix", "%q%u@%d ".to_owned()),
         ("logging_collector", "off".to_owned()),
         ("max_replication_slots", "10".to_owned()),
         ("max_wal_senders", "10".to_owned()),
@@ -164,40 +146,41 @@ mod tests {
 
     const MACHINE: Machine = Machine { memory_bytes: 2048 * MIB, volume_bytes: 10 * 1024 * MIB };
 
-    fn declared(site: &[(&str, &str)]) -> (Settings, Vec<Ignored>) {
-        let site = site.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Settings::declared(MACHINE, &Paths::new(Path::new("/")), 5432, &site)
+    fn site(settings: &[(&str, &str)]) -> Postgresql {
+        let settings =
+            settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Postgresql { port: 5432, settings, roles: Vec::new(), databases: Vec::new(), access: Vec::new() }
+    }
+
+    fn declared(settings: &[(&str, &str)]) -> Settings {
+        Settings::declared(MACHINE, &Paths::new(Path::new("/")), &site(settings))
     }
 
     #[test]
     fn rendering_matches_the_golden_file_and_is_stable() {
-        let (settings, ignored) =
-            declared(&[("work_mem", "8MB"), ("app.greeting", "it's a \\ in\ntwo lines")]);
-        assert_eq!(ignored, []);
-        assert_eq!(settings.render(), include_str!("../../tests/golden/postgresql.conf"));
-        assert_eq!(
-            settings.render(),
-            declared(&[("app.greeting", "it's a \\ in\ntwo lines"), ("WORK_MEM", "8MB")]).0.render()
-        );
+        let text = declared(&[("work_mem", "8MB"), ("app.greeting", "it's a \\ in\ntwo lines")]).render();
+        assert_eq!(text, include_str!("../../tests/golden/postgresql.conf"));
+        let reordered = [("app.greeting", "it's a \\ in\ntwo lines"), ("WORK_MEM", "8MB")];
+        assert_eq!(declared(&reordered).render(), text);
     }
 
     #[test]
-    fn the_site_changes_defaults_but_not_what_safety_needs() {
-        let (settings, ignored) = declared(&[("max_connections", "300"), ("fsync", "off"), ("port", "5432")]);
-        assert!(settings.render().contains("\nmax_connections = '300'\n"));
-        assert!(settings.render().contains("\nfsync = 'on'\n"));
-        let said: Vec<_> = ignored.iter().map(ToString::to_string).collect();
-        assert_eq!(
-            said,
-            ["setting fsync = \"off\" of the site file is ignored: the node's safety needs \"on\""]
-        );
+    fn the_site_changes_defaults() {
+        assert!(declared(&[("max_connections", "300")]).render().contains("\nmax_connections = '300'\n"));
+    }
+
+    #[test]
+    fn what_safety_needs_is_refused_in_a_site_file() {
+        for (name, _) in fixed(&Paths::new(Path::new("/")), 5432) {
+            assert!(dyad_spec::site::managed_setting(&name), "a site file must not be able to set {name}");
+        }
     }
 
     #[test]
     fn sizes_stay_within_their_bounds_on_tiny_and_huge_machines() {
         let render = |memory_bytes, volume_bytes| {
             let machine = Machine { memory_bytes, volume_bytes };
-            Settings::declared(machine, &Paths::new(Path::new("/")), 5432, &BTreeMap::new()).0.render()
+            Settings::declared(machine, &Paths::new(Path::new("/")), &site(&[])).render()
         };
         let tiny = render(0, 0);
         assert!(tiny.contains("shared_buffers = '32MB'") && tiny.contains("max_wal_size = '64MB'"), "{tiny}");
@@ -210,7 +193,7 @@ mod tests {
 
     #[test]
     fn auto_conf_loses_what_is_declared_and_keeps_the_rest() {
-        let (settings, _) = declared(&[]);
+        let settings = declared(&[]);
         let text = "# Do not edit this file manually!\nfsync = 'off'\nprimary_conninfo = 'host=x'\n  Wal_Level='minimal'\nwork_mem='1MB'";
         let (kept, removed) = repair_auto_conf(text, &settings).unwrap();
         assert_eq!(kept, "# Do not edit this file manually!\nprimary_conninfo = 'host=x'\nwork_mem='1MB'");

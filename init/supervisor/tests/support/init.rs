@@ -175,7 +175,7 @@ impl TestInit {
             Call::ListServices | Call::Status { .. } => {
                 Ok(Answer::Services(self.state().service.clone().into_iter().collect()))
             }
-            Call::Phases => Ok(Answer::Phases(["state", "data"].map(phase).into())),
+            Call::Phases => Ok(Answer::Phases(["state", "data", "esp"].map(phase).into())),
             Call::BootInfo => Ok(Answer::BootInfo(BootInfo {
                 name: "test".into(),
                 version: "1.0.0".into(),

@@ -26,6 +26,20 @@ use init::TestInit;
 /// For anything that must happen: a loaded machine may take long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
+/// A site of one node with a role, a database and settings.
+pub(crate) const SITE: &str = r#"
+cluster = "test"
+[nodes.node-a]
+[postgresql]
+max_connections = 50
+work_mem = "7MiB"
+[postgresql.settings]
+enable_seqscan = "off"
+[postgresql.roles.app]
+[postgresql.databases.shop]
+owner = "app"
+"#;
+
 /// `program` as the system user `postgres` in a network of its own.
 pub(crate) fn as_postgres(program: &str) -> Command {
     let (uid, gid) = postgres_ids();

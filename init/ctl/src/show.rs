@@ -1,0 +1,153 @@
+//! Answers in plain words.
+
+use std::fmt::Write;
+
+use dyad_api::operator::{Credentials, LogLine, Protection, ServiceRow, Status};
+
+const MIB: u64 = 1024 * 1024;
+
+/// The whole node on one screen; the first line says what losing it now would cost.
+pub(crate) fn status(status: &Status) -> String {
+    let level = match status.protection {
+        Protection::Protected => "PROTECTED",
+        Protection::Synced => "SYNCED",
+        Protection::Exposed => "EXPOSED",
+        Protection::Single => "SINGLE",
+        Protection::Down => "DOWN",
+    };
+    let node = &status.node;
+    let mut out = format!("{level}: {}\n\n", status.reason);
+    let mut line = |name: &str, text: &str| {
+        // A long reason (a refused site file) has lines of its own: they stay in the second column.
+        let text = text.replace('\n', &format!("\n{:14}", ""));
+        writeln!(out, "{name:<14}{text}").expect("writing to a String does not fail");
+    };
+    line("node", &node.name);
+    line("cluster", node.cluster.as_deref().unwrap_or("none"));
+    line("site file", &node.site);
+    match &node.image {
+        Some(image) => {
+            line(
+                "image",
+                &format!("{} {} (slot {}, kernel {})", image.name, image.version, image.slot, image.kernel),
+            );
+            let marks =
+                image.boot.iter().map(|mark| format!("{} {:.1} s", mark.name, mark.at_ms as f64 / 1000.0));
+            line("boot", &marks.collect::<Vec<_>>().join(", "));
+        }
+        None => line("image", "unknown, PID 1 does not answer"),
+    }
+    let pg = &node.postgresql;
+    let version = pg.version.as_deref().unwrap_or("version unknown");
+    line("postgresql", &format!("{} ({version}, restarts {})", joined(&pg.state, &pg.note), pg.restarts));
+    for repaired in &pg.repaired {
+        line("", &format!("put right: {repaired}"));
+    }
+    line("network", &joined(&node.network.state, &node.network.note));
+    for link in &node.network.links {
+        let state = if link.up { "up" } else { "down" };
+        line("", &format!("{} {state} {} ({})", link.name, link.addresses.join(" "), link.note));
+    }
+    for fs in &node.storage {
+        line(
+            "storage",
+            &format!("{} {} MiB, {} MiB free", fs.path, fs.total_bytes / MIB, fs.free_bytes / MIB),
+        );
+    }
+    for phase in &node.phases {
+        line(
+            "phase",
+            &joined(&format!("{} {} ({} ms)", phase.name, phase.state, phase.took_ms), &phase.note),
+        );
+    }
+    for service in node.services.iter().filter(|service| !matches!(&*service.state, "ready" | "done")) {
+        line("service", &joined(&format!("{} {}", service.name, service.state), &service.note));
+    }
+    out
+}
+
+fn joined(state: &str, note: &str) -> String {
+    if note.is_empty() { state.to_owned() } else { format!("{state}: {note}") }
+}
+
+/// One line a service.
+pub(crate) fn services(rows: &[ServiceRow]) -> String {
+    let mut out =
+        format!("{:<20} {:<9} {:>7} {:>9} {:>8}  NOTE\n", "SERVICE", "STATE", "PID", "READY MS", "RESTARTS");
+    for ServiceRow { name, state, pid, ready_after_ms, restarts, last_exit, note } in rows {
+        let exit = last_exit.as_deref().map(|exit| format!("last: {exit}; ")).unwrap_or_default();
+        let row = format!("{name:<20} {state:<9} {pid:>7} {ready_after_ms:>9} {restarts:>8}  {exit}{note}");
+        out.push_str(row.trim_end_matches([' ', ';']));
+        out.push('\n');
+    }
+    out
+}
+
+/// One line a role, as a connection URI where it has a database.
+pub(crate) fn credentials(credentials: &Credentials) -> String {
+    let mut out = format!("addresses {}\nport {}\n", credentials.addresses.join(" "), credentials.port);
+    for row in &credentials.roles {
+        writeln!(out, "role {} password {} databases {}", row.role, row.password, row.databases.join(" "))
+            .expect("writing to a String does not fail");
+    }
+    out
+}
+
+/// One line an entry, in the order of time.
+pub(crate) fn logs(lines: &[LogLine]) -> String {
+    let mut out = String::new();
+    for LogLine { realtime_us, priority, source, message } in lines {
+        let mark = match priority {
+            0..=3 => "E",
+            4 => "W",
+            _ => "-",
+        };
+        let (seconds, micros) = (realtime_us / 1_000_000, realtime_us % 1_000_000);
+        writeln!(out, "{} {mark} {source}: {message}", utc(seconds, micros))
+            .expect("writing to a String does not fail");
+    }
+    out
+}
+
+/// `2026-01-01T00:00:00.000Z` of a time since 1970 (days to date after Howard Hinnant's `civil_from_days`).
+fn utc(seconds: u64, micros: u64) -> String {
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", micros / 1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_utc() {
+        assert_eq!(utc(0, 0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(utc(951_782_399, 999_999), "2000-02-28T23:59:59.999Z");
+        assert_eq!(utc(951_782_400, 0), "2000-02-29T00:00:00.000Z");
+        assert_eq!(utc(4_102_444_799, 0), "2099-12-31T23:59:59.000Z");
+    }
+
+    #[test]
+    fn a_service_that_does_well_has_a_short_line() {
+        let row = ServiceRow {
+            name: "journald".into(),
+            state: "ready".into(),
+            pid: 7,
+            ready_after_ms: 12,
+            restarts: 0,
+            last_exit: None,
+            note: String::new(),
+        };
+        let text = services(&[row]);
+        assert_eq!(text.lines().nth(1), Some("journald             ready           7        12        0"));
+    }
+}

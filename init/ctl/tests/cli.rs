@@ -1,0 +1,117 @@
+//! The program against a supervisor that answers from a script: what it prints and how it ends.
+
+#![allow(clippy::disallowed_methods, reason = "runs the program under test")]
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixListener;
+use std::process::{Command, Output};
+
+use dyad_api::operator::{Failure, FailureKind, Reply, Request};
+use serde_json::{Value, json};
+
+/// Runs dyadctl against a socket that answers each call with what `answer` says.
+fn dyadctl(args: &[&str], answer: fn(&Value) -> Result<Value, Failure>) -> Output {
+    let dir = std::env::temp_dir().join(format!(
+        "dyadctl-{}-{}",
+        std::process::id(),
+        args.join("-").replace('/', "")
+    ));
+    std::fs::create_dir(&dir).unwrap();
+    let socket = dir.join("s");
+    let listener = UnixListener::bind(&socket).unwrap();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        for line in BufReader::new(stream.try_clone().unwrap()).lines() {
+            let line = line.unwrap();
+            if line.is_empty() {
+                continue;
+            }
+            let id = Request::parse(line.as_bytes()).unwrap().id;
+            let reply = match answer(&serde_json::from_str(&line).unwrap()) {
+                Ok(ok) => Reply::ok(id, &ok),
+                Err(failure) => Reply::error(id, failure),
+            };
+            stream.write_all(&reply.to_line()).unwrap();
+        }
+    });
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_dyadctl")).arg("--socket").arg(&socket).args(args).output().unwrap();
+    std::fs::remove_dir_all(&dir).unwrap();
+    output
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+fn status(_: &Value) -> Result<Value, Failure> {
+    Ok(json!({
+        "protection": "SINGLE", "reason": "one node by design: losing it loses the service",
+        "nodes": [{"name": "node-a", "role": "primary", "up": true, "timeline": 1, "lag_bytes": 0}],
+        "resources": [], "vips": [],
+        "node": {
+            "name": "node-a", "cluster": "lab", "site": "site.toml", "image": null, "phases": [],
+            "services": [{"name": "x", "state": "failed", "pid": 0, "ready_after_ms": 0, "restarts": 3,
+                          "last_exit": null, "note": "no such file"}],
+            "storage": [{"path": "/data/pg", "total_bytes": 2097152, "free_bytes": 1048576}],
+            "network": {"state": "applied", "note": "", "links": [
+                {"name": "bond0", "up": true, "addresses": ["10.0.0.1/24"], "note": "active-backup on lan0"}]},
+            "postgresql": {"state": "serving", "note": "", "version": "15.9", "system_identifier": "1",
+                           "timeline": 1, "probe": null, "repaired": ["pg_hba.conf"], "restarts": 0}
+        }
+    }))
+}
+
+#[test]
+fn the_first_line_says_what_losing_the_node_costs() {
+    let output = dyadctl(&["status"], status);
+    let shown = text(&output.stdout);
+    assert_eq!(shown.lines().next(), Some("SINGLE: one node by design: losing it loses the service"));
+    for line in [
+        "postgresql    serving (15.9, restarts 0)",
+        "              put right: pg_hba.conf",
+        "              bond0 up 10.0.0.1/24 (active-backup on lan0)",
+        "storage       /data/pg 2 MiB, 1 MiB free",
+        "service       x failed: no such file",
+    ] {
+        assert!(shown.lines().any(|shown| shown == line), "{line:?} in:\n{shown}");
+    }
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn json_is_the_supervisors_object_on_one_line() {
+    let output = dyadctl(&["status", "--json"], status);
+    assert_eq!(text(&output.stdout).lines().count(), 1);
+    let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(value, status(&Value::Null).unwrap());
+}
+
+#[test]
+fn a_refusal_goes_to_standard_error_with_status_1() {
+    let output = dyadctl(&["restart", "nothing"], |request| {
+        assert_eq!(request["args"]["name"], "nothing");
+        Err(Failure::new(FailureKind::Usage, "PID 1: there is no service \"nothing\" in this image"))
+    });
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(text(&output.stderr), "dyadctl: PID 1: there is no service \"nothing\" in this image\n");
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn without_a_supervisor_the_message_names_the_socket() {
+    let output = Command::new(env!("CARGO_BIN_EXE_dyadctl"))
+        .args(["--socket", "/nowhere/s", "status"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).starts_with("dyadctl: /nowhere/s: "), "{}", text(&output.stderr));
+}
+
+#[test]
+fn wrong_usage_is_status_2() {
+    for args in [&["fly"][..], &["logs", "-n", "0"], &["start"]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_dyadctl")).args(args).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+    }
+}
