@@ -109,15 +109,28 @@ pub fn read(disk: &mut (impl Read + Seek), sector_size: u32, disk_bytes: u64) ->
     }
 }
 
-/// The sector size for which a header is in place: an image file does not say it otherwise.
+/// The sector size for which a header is in place, at the start or else at the end: an image file does not say it
+/// otherwise.
 pub fn detect_sector_size(disk: &mut (impl Read + Seek)) -> Result<Option<u32>, Error> {
+    let end = disk.seek(SeekFrom::End(0))?;
     for size in [512u32, 4096] {
-        let mut signature = [0u8; 8];
-        if read_at(disk, u64::from(size), &mut signature)? && &signature == SIGNATURE {
+        if has_signature(disk, u64::from(size))? {
             return Ok(Some(size));
         }
     }
+    for size in [512u32, 4096] {
+        if let Some(last) = end.checked_sub(u64::from(size)) {
+            if has_signature(disk, last)? {
+                return Ok(Some(size));
+            }
+        }
+    }
     Ok(None)
+}
+
+fn has_signature(disk: &mut (impl Read + Seek), offset: u64) -> Result<bool, Error> {
+    let mut signature = [0u8; 8];
+    Ok(read_at(disk, offset, &mut signature)? && &signature == SIGNATURE)
 }
 
 /// False when the disk ends before the buffer is full.

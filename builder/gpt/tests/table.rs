@@ -47,7 +47,13 @@ fn round_trip_in_both_sector_sizes() {
         let found = reread(&disk, sector).unwrap();
         assert!(found.is_good());
         assert_eq!(found.table, t);
-        assert_eq!(dyad_gpt::detect_sector_size(&mut Cursor::new(&disk)).unwrap(), Some(sector));
+        let detect = |disk: &[u8]| dyad_gpt::detect_sector_size(&mut Cursor::new(disk)).unwrap();
+        assert_eq!(detect(&disk), Some(sector));
+        let mut headless = disk.clone();
+        headless[..1 << 20].fill(0);
+        assert_eq!(detect(&headless), Some(sector));
+        assert_eq!(reread(&headless, sector).unwrap().table, t);
+        assert_eq!(detect(&headless[..2 << 20]), None);
         for p in t.partitions().values() {
             assert_eq!(p.first_lba * u64::from(sector) % (1 << 20), 0);
             assert_eq!(p.sectors() * u64::from(sector) % (1 << 20), 0);
