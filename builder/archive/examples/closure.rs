@@ -1,10 +1,22 @@
 //! Resolves packages as an image build does, fetches them and says why each is there:
 //! `cargo run -p dyad-archive --example closure -- bookworm postgresql-15 lvm2`
 
+use std::process::ExitCode;
+
 use dyad_archive::{Cache, Fetch, Overrides, Refresh, Silent, Sources, clock};
 use dyad_debian::{Request, Wanted};
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let suite = args.next().ok_or("usage: closure SUITE PACKAGE...")?;
     let packages = args.map(|arg| arg.parse()).collect::<Result<Vec<Wanted>, _>>()?;

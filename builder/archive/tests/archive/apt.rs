@@ -41,6 +41,9 @@ impl EmptyApt<'_> {
             sources += &format!("deb [trusted=yes arch=amd64] file:{} ./\n", repository.display());
         }
         std::fs::write(directory.join("sources.list"), sources).unwrap();
+        // Read before anything else: keeps this machine's settings and update hooks out.
+        let only = "Dir::Etc::main \"/dev/null\"; Dir::Etc::parts \"/dev/null\";\n";
+        std::fs::write(directory.join("apt.conf"), only).unwrap();
         for part in ["lists/partial", "cache/archives/partial"] {
             std::fs::create_dir_all(directory.join(part)).unwrap();
         }
@@ -51,7 +54,8 @@ impl EmptyApt<'_> {
 
     fn command(&self) -> Command {
         let file = |name: &str| self.directory.join(name).display().to_string();
-        let mut command = Command::new(process::find("apt-get").unwrap()).arg("-q");
+        let apt_get = Command::new(process::find("apt-get").unwrap());
+        let mut command = apt_get.env("APT_CONFIG", self.directory.join("apt.conf")).arg("-q");
         for (key, value) in [
             ("Dir::Etc::sourcelist", file("sources.list")),
             ("Dir::Etc::sourceparts", "/dev/null".to_owned()),
@@ -61,10 +65,6 @@ impl EmptyApt<'_> {
             ("Dir::State::status", "/dev/null".to_owned()),
             ("Dir::State::extended_states", "/dev/null".to_owned()),
             ("Dir::Cache", file("cache")),
-            ("APT::Update::Post-Invoke-Success", String::new()),
-            // Container images switch apt's binary cache off; without it every call parses all lists.
-            ("Dir::Cache::pkgcache", "pkgcache.bin".to_owned()),
-            ("Acquire::GzipIndexes", "false".to_owned()),
             ("APT::Architecture", "amd64".to_owned()),
             ("APT::Architectures", "amd64".to_owned()),
             ("APT::Sandbox::User", "root".to_owned()),
