@@ -84,7 +84,12 @@ fn kernel_settings(table: &ImageTable) {
 }
 
 fn directories(table: &ImageTable) {
-    let own = [(RUNTIME, 0o755), ("/run/dyad/etc", 0o755), ("/run/systemd", 0o755), ("/run/systemd/journal", 0o755)];
+    let own = [
+        (RUNTIME, 0o755),
+        ("/run/dyad/etc", 0o755),
+        ("/run/systemd", 0o755),
+        ("/run/systemd/journal", 0o755),
+    ];
     for (path, mode) in own {
         directory(path, mode, 0, 0);
     }

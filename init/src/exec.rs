@@ -178,10 +178,7 @@ fn take_identity(program: &Program<'_>) -> Result<(), Error> {
 }
 
 fn environment(program: &Program<'_>) -> Vec<String> {
-    let mut env = vec![
-        "PATH=/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
-        "LANG=C.UTF-8".to_owned(),
-    ];
+    let mut env = vec!["PATH=/usr/sbin:/usr/bin:/sbin:/bin".to_owned(), "LANG=C.UTF-8".to_owned()];
     if program.notify {
         env.push(format!("NOTIFY_SOCKET={NOTIFY}"));
     }

@@ -35,9 +35,9 @@ pub(crate) fn run(name: &str) -> ExitCode {
 
 /// Called by the kernel for a module that it wants: `-q -- NAME`.
 pub(crate) fn modprobe(name: &str) -> ExitCode {
-    let loaded = Modules::open().map_err(|e| e.to_string()).and_then(|mut modules| {
-        modules.load_for(name).map_err(|e| e.to_string())
-    });
+    let loaded = Modules::open()
+        .map_err(|e| e.to_string())
+        .and_then(|mut modules| modules.load_for(name).map_err(|e| e.to_string()));
     if loaded.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -51,7 +51,8 @@ fn coldplug() -> Result<(bool, String), String> {
 
 /// Unmounts what is left, deepest first, except what the kernel provides; what is busy becomes read-only.
 fn unmount() -> Result<(bool, String), String> {
-    let text = std::fs::read_to_string("/proc/self/mountinfo").map_err(|e| format!("/proc/self/mountinfo: {e}"))?;
+    let text =
+        std::fs::read_to_string("/proc/self/mountinfo").map_err(|e| format!("/proc/self/mountinfo: {e}"))?;
     let kept = ["/proc", "/sys", "/dev", "/run"];
     let mut busy = Vec::new();
     for point in mounts::mount_points(&text) {

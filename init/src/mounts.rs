@@ -23,12 +23,22 @@ const SHARED: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
 pub(crate) const FIRST: &[Mount] = &[
     Mount { kind: "proc", target: "/proc", flags: SAFE, data: "" },
     Mount { kind: "sysfs", target: "/sys", flags: SAFE, data: "" },
-    Mount { kind: "devtmpfs", target: "/dev", flags: MountFlags::NOSUID.union(MountFlags::NOEXEC), data: "mode=0755" },
+    Mount {
+        kind: "devtmpfs",
+        target: "/dev",
+        flags: MountFlags::NOSUID.union(MountFlags::NOEXEC),
+        data: "mode=0755",
+    },
 ];
 
 /// The rest, in the root.
 pub(crate) const REST: &[Mount] = &[
-    Mount { kind: "devpts", target: "/dev/pts", flags: MountFlags::NOSUID, data: "gid=5,mode=0620,ptmxmode=0666" },
+    Mount {
+        kind: "devpts",
+        target: "/dev/pts",
+        flags: MountFlags::NOSUID,
+        data: "gid=5,mode=0620,ptmxmode=0666",
+    },
     Mount { kind: "tmpfs", target: "/dev/shm", flags: SHARED, data: "mode=1777" },
     Mount { kind: "tmpfs", target: "/run", flags: SHARED, data: "mode=0755,size=25%" },
     Mount { kind: "tmpfs", target: "/tmp", flags: SHARED, data: "mode=1777,size=25%" },
@@ -51,8 +61,11 @@ pub(crate) fn mount_all(mounts: &[Mount]) -> Result<(), MountError> {
         // The directory is there in an image; below /dev it is not.
         let _ = mkdir(m.target, Mode::from_raw_mode(0o755));
         let data = std::ffi::CString::new(m.data).unwrap_or_default();
-        mount(m.kind, m.target, m.kind, m.flags, Some(data.as_c_str()))
-            .map_err(|source| MountError { kind: m.kind, target: m.target, source })
+        mount(m.kind, m.target, m.kind, m.flags, Some(data.as_c_str())).map_err(|source| MountError {
+            kind: m.kind,
+            target: m.target,
+            source,
+        })
     })
 }
 

@@ -78,7 +78,9 @@ mod tests {
 
     #[test]
     fn nonsense_says_nothing() {
-        for datagram in [&b""[..], b"READY", b"READY=0", b"MAINPID=1", b"MAINPID=-3", b"MAINPID=x", b"\xff=1\n"] {
+        for datagram in
+            [&b""[..], b"READY", b"READY=0", b"MAINPID=1", b"MAINPID=-3", b"MAINPID=x", b"\xff=1\n"]
+        {
             assert_eq!(parse(datagram), Notice::default(), "{datagram:?}");
         }
     }

@@ -14,7 +14,8 @@ const RECEIVE_BYTES: usize = 1 << 20;
 /// Opens the socket, without waiting.
 pub(crate) fn open() -> Result<OwnedFd, Errno> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, Some(netlink::KOBJECT_UEVENT))?;
+    let socket =
+        socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, Some(netlink::KOBJECT_UEVENT))?;
     let _ = sockopt::set_socket_recv_buffer_size_force(&socket, RECEIVE_BYTES);
     bind(&socket, &netlink::SocketAddrNetlink::new(0, 1))?;
     Ok(socket)

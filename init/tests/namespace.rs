@@ -10,7 +10,9 @@ use dyad_api::control::{
     Answer, Call, Message, Oneshot, Refusal, Request, ServiceState, ServiceStatus, Shutdown, SignalTarget,
 };
 use dyad_spec::compiled::{ImageTable, Readiness, Restart, Service, StopStep};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType, connect, recv, send, socket};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType, connect, recv, send, socket,
+};
 use rustix::process::{Pid, Signal, kill_process};
 
 const SERVICES: usize = 20;
@@ -80,7 +82,8 @@ fn image() -> ImageTable {
 /// Where the host has cgroup2.
 fn cgroup2() -> PathBuf {
     let text = std::fs::read_to_string("/proc/self/mountinfo").expect("/proc is mounted");
-    let line = text.lines().find(|line| line.contains(" - cgroup2 ")).expect("this test needs cgroup2 mounted");
+    let line =
+        text.lines().find(|line| line.contains(" - cgroup2 ")).expect("this test needs cgroup2 mounted");
     line.split(' ').nth(4).expect("mountinfo has the mount point in field 5").into()
 }
 
@@ -272,7 +275,8 @@ fn kills_and_restarts(container: &Container, client: &mut Client, began: &[Servi
 
 fn identities(client: &mut Client) {
     let pid = client.service("user").pid;
-    let status = client.oneshot(&format!("grep -E '^(Uid|Gid|Groups|Cap|NoNew|Sig)' /proc/{pid}/status"), 5000).stdout;
+    let status =
+        client.oneshot(&format!("grep -E '^(Uid|Gid|Groups|Cap|NoNew|Sig)' /proc/{pid}/status"), 5000).stdout;
     let status = String::from_utf8(status).expect("text");
     for line in [
         "Uid:\t1234\t1234\t1234\t1234",
@@ -291,7 +295,10 @@ fn identities(client: &mut Client) {
 fn oneshots(container: &Container, client: &mut Client) {
     use dyad_api::control::ExitStatus;
     let done = client.oneshot("echo $WHAT; pwd; echo no >&2; exit 7", 5000);
-    assert_eq!((done.status, done.stdout, done.stderr), (ExitStatus::Exited(7), b"this\n/tmp\n".to_vec(), b"no\n".to_vec()));
+    assert_eq!(
+        (done.status, done.stdout, done.stderr),
+        (ExitStatus::Exited(7), b"this\n/tmp\n".to_vec(), b"no\n".to_vec())
+    );
     let late = client.oneshot("echo begun; sleep 100 & sleep 100", 300);
     assert_eq!((late.status, late.stdout), (ExitStatus::DeadlinePassed, b"begun\n".to_vec()));
     assert!(late.took_ms < 5000);
@@ -322,7 +329,9 @@ fn crashes(container: &Container, client: &mut Client) {
     assert_eq!(zombies(container), 0);
     // It still hears of ends and starts again.
     client.ask(Call::Signal { name: "s3".into(), target: SignalTarget::KillGroup });
-    wait_for("s3 again", || Some(client.service("s3")).filter(|s| s.restarts == 2 && s.state == ServiceState::Ready));
+    wait_for("s3 again", || {
+        Some(client.service("s3")).filter(|s| s.restarts == 2 && s.state == ServiceState::Ready)
+    });
 }
 
 fn ladder_and_fence(client: &mut Client) {

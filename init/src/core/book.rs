@@ -121,7 +121,8 @@ impl Memory {
         let memory = Self { file, services, buffer: Vec::new() };
         let mut header = [0u8; HEADER_BYTES];
         memory.get(&mut header, 0)?;
-        let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        let word =
+            |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
         if header[..8] != MAGIC || word(8) != FORMAT {
             return Err(BookError::Damaged("not a state of this format"));
         }
@@ -249,10 +250,7 @@ mod tests {
         let copy = memory.file.try_clone().expect("dup");
         let (_, header) = Memory::take(copy, 2).expect("take");
         assert_eq!(header, Header { boot_id: [7; 16], cause: 0, streak: 1, client: Some(3) });
-        assert!(matches!(
-            Memory::take(memory.file, 3),
-            Err(BookError::Services { found: 2, expected: 3 })
-        ));
+        assert!(matches!(Memory::take(memory.file, 3), Err(BookError::Services { found: 2, expected: 3 })));
     }
 
     #[test]

@@ -6,7 +6,9 @@ use dyad_spec::compiled::{Service, SocketKind};
 use rustix::event::epoll;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with, sockopt,
+};
 
 use super::{Core, StartError, Token};
 use crate::exec::NOTIFY;
@@ -116,7 +118,8 @@ impl Core {
             self.bound.stored.len() - 1
         });
         // Only its end is of interest; files cannot be watched, and have none.
-        match epoll::add(&self.epoll, fd.as_fd(), Token::Stored(at as u16).data(), epoll::EventFlags::empty()) {
+        match epoll::add(&self.epoll, fd.as_fd(), Token::Stored(at as u16).data(), epoll::EventFlags::empty())
+        {
             Ok(()) | Err(Errno::PERM) => {}
             Err(errno) => warning!("cannot watch a stored descriptor: {errno}"),
         }

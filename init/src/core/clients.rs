@@ -89,7 +89,9 @@ impl Core {
 
     pub(super) fn read_client(&mut self, at: u16) {
         for _ in 0..REQUESTS_MAX {
-            let Some(client) = self.clients.list.get(usize::from(at)).and_then(Option::as_ref) else { return };
+            let Some(client) = self.clients.list.get(usize::from(at)).and_then(Option::as_ref) else {
+                return;
+            };
             let mut packet = vec![0u8; PACKET_MAX];
             match recv(&client.fd, &mut packet[..], RecvFlags::DONTWAIT) {
                 Ok((0, _)) => return self.drop_client(at),
@@ -167,7 +169,9 @@ impl Core {
     /// Tells all subscribers; who does not read misses events and is told how many.
     pub(super) fn tell(&mut self, event: &Told) {
         for at in 0..self.clients.list.len() {
-            let Some(client) = self.clients.list[at].as_mut().filter(|client| client.subscribed) else { continue };
+            let Some(client) = self.clients.list[at].as_mut().filter(|client| client.subscribed) else {
+                continue;
+            };
             if client.missed > 0 {
                 match client.send(&Message::Event(Told::Missed(client.missed))) {
                     Sent::Yes => client.missed = 0,

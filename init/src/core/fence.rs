@@ -9,9 +9,9 @@ use rustix::fd::OwnedFd;
 use rustix::system::RebootCommand;
 
 use super::Core;
+use crate::clock;
 use crate::log::{critical, info, warning};
 use crate::services::Event;
-use crate::clock;
 
 /// After `cgroup.kill`, until the machine is reset.
 const EMPTY_WITHIN_NS: u64 = 2_000_000_000;
@@ -40,7 +40,12 @@ impl Fence {
     }
 
     /// Takes a former image's state over.
-    pub(super) fn restore(&mut self, deadline_ns: Option<u64>, gone_by_ns: Option<u64>, watchdog: Option<OwnedFd>) {
+    pub(super) fn restore(
+        &mut self,
+        deadline_ns: Option<u64>,
+        gone_by_ns: Option<u64>,
+        watchdog: Option<OwnedFd>,
+    ) {
         self.deadline_ns = deadline_ns;
         self.gone_by_ns = gone_by_ns;
         self.watchdog = watchdog.map(Watchdog::from_fd);

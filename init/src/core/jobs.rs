@@ -174,7 +174,9 @@ impl Core {
             capture_max: wanted.capture_max.min(CAPTURE_MAX),
         };
         let started = self.start_job(Kind::Oneshot(client, id), &order);
-        started.err().map(|error| Refusal::Failed(format!("cannot start one-shot {:?}: {error}", wanted.name)))
+        started
+            .err()
+            .map(|error| Refusal::Failed(format!("cannot start one-shot {:?}: {error}", wanted.name)))
     }
 
     fn start_job(&mut self, kind: Kind, order: &Order<'_>) -> std::io::Result<()> {
@@ -345,7 +347,8 @@ impl Core {
 
     /// Whether the process was a job's.
     pub(super) fn job_exited(&mut self, pid: u32, exit: Exit) -> bool {
-        let Some(job) = self.jobs.list.iter_mut().flatten().find(|job| job.pid == pid && job.exit.is_none()) else {
+        let Some(job) = self.jobs.list.iter_mut().flatten().find(|job| job.pid == pid && job.exit.is_none())
+        else {
             return false;
         };
         job.exit = Some(exit);
@@ -433,8 +436,7 @@ impl Core {
                 }
             }
             Kind::Oneshot(client, id) => {
-                let finished =
-                    Finished { status, stdout: job.out.1.bytes, stderr: job.err.1.bytes, took_ms };
+                let finished = Finished { status, stdout: job.out.1.bytes, stderr: job.err.1.bytes, took_ms };
                 self.reply(client, id, Ok(Answer::Finished(finished)));
             }
         }
@@ -456,7 +458,9 @@ fn phase_result(status: &ExitStatus, out: &[u8], err: &[u8]) -> (PhaseState, Str
         ExitStatus::Exited(1) => (PhaseState::Failed, text(err)),
         ExitStatus::DeadlinePassed => (PhaseState::Failed, format!("did not end in time; {}", text(err))),
         ExitStatus::Exited(status) => (PhaseState::Failed, format!("status {status}; {}", text(err))),
-        ExitStatus::Signaled(signal) => (PhaseState::Failed, format!("ended by signal {signal}; {}", text(err))),
+        ExitStatus::Signaled(signal) => {
+            (PhaseState::Failed, format!("ended by signal {signal}; {}", text(err)))
+        }
         ExitStatus::NotStarted(reason) => (PhaseState::Failed, reason.clone()),
     }
 }
@@ -520,7 +524,10 @@ mod tests {
 
     #[test]
     fn a_phase_tells_what_it_did_or_why_not() {
-        assert_eq!(phase_result(&ExitStatus::Exited(10), b"made x\n", b""), (PhaseState::Changed, "made x".into()));
+        assert_eq!(
+            phase_result(&ExitStatus::Exited(10), b"made x\n", b""),
+            (PhaseState::Changed, "made x".into())
+        );
         let (state, note) = phase_result(&ExitStatus::Signaled(9), b"", b"half way\n");
         assert_eq!((state, note.as_str()), (PhaseState::Failed, "ended by signal 9; half way"));
     }

@@ -242,8 +242,10 @@ impl Core {
     /// Sleeps until something happens, and deals with all of it.
     fn turn(&mut self, events: &mut Vec<epoll::Event>) {
         let timeout = self.sleep_ms();
-        let timeout =
-            rustix::event::Timespec { tv_sec: (timeout / 1000) as i64, tv_nsec: (timeout % 1000) as i64 * 1_000_000 };
+        let timeout = rustix::event::Timespec {
+            tv_sec: (timeout / 1000) as i64,
+            tv_nsec: (timeout % 1000) as i64 * 1_000_000,
+        };
         events.clear();
         match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), Some(&timeout)) {
             Ok(_) | Err(Errno::INTR) => {}
@@ -412,5 +414,11 @@ impl Core {
 }
 
 fn waiting_phase(name: &str) -> Phase {
-    Phase { name: name.to_owned(), state: PhaseState::Waiting, started_ms: 0, took_ms: 0, note: String::new() }
+    Phase {
+        name: name.to_owned(),
+        state: PhaseState::Waiting,
+        started_ms: 0,
+        took_ms: 0,
+        note: String::new(),
+    }
 }

@@ -8,10 +8,10 @@ use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 
 use super::Core;
+use crate::cgroup;
 use crate::log::warning;
 use crate::notify::{self, DATAGRAM_MAX};
 use crate::services::{Event, Id};
-use crate::cgroup;
 
 /// Datagrams taken before other events get their turn.
 const READ_MAX: usize = 256;
@@ -29,8 +29,7 @@ impl Core {
 
     fn read_notice(&mut self) -> bool {
         let mut bytes = [0u8; DATAGRAM_MAX];
-        let mut space =
-            [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX), ScmCredentials(1))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX), ScmCredentials(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
         let received =
@@ -47,7 +46,9 @@ impl Core {
         let mut fds: Vec<OwnedFd> = Vec::new();
         for message in control.drain() {
             match message {
-                RecvAncillaryMessage::ScmCredentials(who) => sender = Some(who.pid.as_raw_nonzero().get() as u32),
+                RecvAncillaryMessage::ScmCredentials(who) => {
+                    sender = Some(who.pid.as_raw_nonzero().get() as u32)
+                }
                 RecvAncillaryMessage::ScmRights(received) => fds.extend(received),
                 _ => {}
             }

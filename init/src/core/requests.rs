@@ -78,7 +78,9 @@ impl Core {
         }
         let failed = |error: std::io::Error| Refusal::Failed(format!("cannot signal {name:?}: {error}"));
         match target {
-            SignalTarget::Main(signal) | SignalTarget::Group(signal) if !(1..=SIGNAL_MAX).contains(&signal) => {
+            SignalTarget::Main(signal) | SignalTarget::Group(signal)
+                if !(1..=SIGNAL_MAX).contains(&signal) =>
+            {
                 return Err(Refusal::Invalid(format!("signal {signal}: accepted are 1 to {SIGNAL_MAX}")));
             }
             SignalTarget::Main(_) if slot.pid == 0 => return Err(Refusal::NotRunning(name.to_owned())),

@@ -37,7 +37,8 @@ pub(crate) enum ResumeError {
 /// Installs panic hook and fault handlers: from here on a bug in PID 1 costs milliseconds.
 pub(super) fn arm(memory: &Memory) -> std::io::Result<()> {
     let binary = rustix::fs::open("/proc/self/exe", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    let argv = ["init", "--resume", &memory.number().to_string()].map(|word| CString::new(word).unwrap_or_default());
+    let argv =
+        ["init", "--resume", &memory.number().to_string()].map(|word| CString::new(word).unwrap_or_default());
     fault::install(binary, argv.to_vec(), memory.number(), super::book::CAUSE_AT)?;
     std::panic::set_hook(Box::new(|info| {
         critical!("PID 1: {info}");

@@ -83,13 +83,19 @@ impl Core {
 
     fn signal_main(&self, id: Id, pid: u32, signal: i32) {
         if let Err(error) = dyad_sys::signals::kill(pid, signal) {
-            warning!("service {}: cannot send signal {signal}: {error}", self.machine.specs()[usize::from(id)].name);
+            warning!(
+                "service {}: cannot send signal {signal}: {error}",
+                self.machine.specs()[usize::from(id)].name
+            );
         }
     }
 
     pub(super) fn kill_group(&self, id: Id) {
         if let Err(errno) = self.groups[usize::from(id)].kill() {
-            warning!("service {}: cannot kill its cgroup: {errno}", self.machine.specs()[usize::from(id)].name);
+            warning!(
+                "service {}: cannot kill its cgroup: {errno}",
+                self.machine.specs()[usize::from(id)].name
+            );
         }
     }
 

@@ -10,7 +10,10 @@ const ENTRY_BYTES_MAX: u32 = 4096;
 
 /// Numbers (from 1) and unique GUIDs, as on disk (mixed endian), of the partitions in the primary table; empty where
 /// there is no table.
-pub(super) fn partitions(disk: &mut (impl Read + Seek), sector_bytes: u64) -> std::io::Result<Vec<(u32, [u8; 16])>> {
+pub(super) fn partitions(
+    disk: &mut (impl Read + Seek),
+    sector_bytes: u64,
+) -> std::io::Result<Vec<(u32, [u8; 16])>> {
     let mut header = [0; 92];
     disk.seek(SeekFrom::Start(sector_bytes))?;
     disk.read_exact(&mut header)?;

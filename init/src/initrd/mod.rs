@@ -125,8 +125,11 @@ fn wait_for_slot(
 fn mount_root(hash: &RootHash) -> Result<(), Error> {
     let _ = std::fs::create_dir(NEW_ROOT);
     let flags = rustix::mount::MountFlags::RDONLY | rustix::mount::MountFlags::NODEV;
-    rustix::mount::mount(verity::DEVICE, NEW_ROOT, "squashfs", flags, None)
-        .map_err(|source| Error::Root { device: verity::DEVICE, hash: hash.clone(), source })
+    rustix::mount::mount(verity::DEVICE, NEW_ROOT, "squashfs", flags, None).map_err(|source| Error::Root {
+        device: verity::DEVICE,
+        hash: hash.clone(),
+        source,
+    })
 }
 
 /// Gives the memory of the initrd back. A root that came in it stays: its loop devices hold the files open.

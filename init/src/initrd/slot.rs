@@ -97,7 +97,12 @@ pub(super) fn find(hash: &RootHash) -> Result<Pair, SlotError> {
     if seen.is_empty() {
         seen.push_str("no disk at all");
     }
-    let missing = |missing, guid| SlotError::Missing { missing, hash: hash.clone(), guid: text(guid), seen: seen.clone() };
+    let missing = |missing, guid| SlotError::Missing {
+        missing,
+        hash: hash.clone(),
+        guid: text(guid),
+        seen: seen.clone(),
+    };
     let (data, number) = root.ok_or_else(|| missing("the root partition", root_guid))?;
     let verity = verity.ok_or_else(|| missing("the verity partition", verity_guid))?;
     Ok(Pair { data, verity, origin: Origin::Partition(number) })

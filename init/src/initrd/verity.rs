@@ -207,8 +207,10 @@ mod tests {
     #[test]
     fn table_line() {
         let parsed = Superblock::parse(&superblock()).expect("a good superblock");
-        let hash = RootHash::from_cmdline(&format!("quiet dyad.root={} ro", "0f".repeat(32))).expect("a hash");
-        let pair = Pair { data: "/dev/vda2".into(), verity: "/dev/vda3".into(), origin: Origin::Partition(2) };
+        let hash =
+            RootHash::from_cmdline(&format!("quiet dyad.root={} ro", "0f".repeat(32))).expect("a hash");
+        let pair =
+            Pair { data: "/dev/vda2".into(), verity: "/dev/vda3".into(), origin: Origin::Partition(2) };
         assert_eq!(parsed.sectors(), 72);
         assert_eq!(
             parsed.params(&pair, &hash),

@@ -462,9 +462,10 @@ impl Machine {
 
     /// Reverse order: a service stops when all that came after it are gone.
     fn settle_stop(&mut self, now: u64, id: Id, out: &mut Vec<Action>) {
-        let needed = self.specs.iter().zip(&self.slots).any(|(spec, slot)| {
-            spec.after.contains(&id) && slot.is_alive() && slot.why != Why::Unkillable
-        });
+        let needed =
+            self.specs.iter().zip(&self.slots).any(|(spec, slot)| {
+                spec.after.contains(&id) && slot.is_alive() && slot.why != Why::Unkillable
+            });
         if !needed && self.slots[usize::from(id)].state != State::Stopped {
             self.stop(now, id, false, out);
         }

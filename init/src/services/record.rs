@@ -57,7 +57,8 @@ impl Slot {
         out[20..24].copy_from_slice(&self.ready_after_ms.to_le_bytes());
         out[24..28].copy_from_slice(&self.restarts.to_le_bytes());
         out[28..32].copy_from_slice(&self.backoff_ms.to_le_bytes());
-        for (at, time) in [self.since_ms, self.started_ms, self.deadline_ms, self.bark_ms].iter().enumerate() {
+        for (at, time) in [self.since_ms, self.started_ms, self.deadline_ms, self.bark_ms].iter().enumerate()
+        {
             out[32 + at * 8..40 + at * 8].copy_from_slice(&time.to_le_bytes());
         }
         out[64..64 + NOTE_BYTES].copy_from_slice(&self.note);

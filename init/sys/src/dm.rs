@@ -167,8 +167,13 @@ fn packet(name: &str) -> Result<Packet, DmError> {
         data: [0; 7],
     };
     copy("name", name, &mut header.name)?;
-    let target =
-        TargetSpec { sector_start: 0, length: 0, status: 0, next: size_of::<TargetSpec>() as u32, target_type: [0; 16] };
+    let target = TargetSpec {
+        sector_start: 0,
+        length: 0,
+        status: 0,
+        next: size_of::<TargetSpec>() as u32,
+        target_type: [0; 16],
+    };
     Ok(Packet { header, target, params: [0; PARAMS_MAX] })
 }
 
