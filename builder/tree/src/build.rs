@@ -125,6 +125,13 @@ pub fn build(inputs: Inputs<'_>) -> Result<Built, Error> {
     let initrd = initrd::tree(&init, &initrd_index, layer.tree, mtime)?;
     derived(&mut layer, merged)?;
     prune_rest(layer.tree, &rules, merged, &mut dropped);
+    if let Some(gone) = index.modules.iter().find(|m| layer.tree.get(m.path.as_bytes()).is_none()) {
+        // Only a prune rule can take a module away after it was selected.
+        return Err(Error::NoFile {
+            who: format!("module selection ({})", gone.name),
+            path: gone.path.clone(),
+        });
+    }
     let image = dyad_spec::compile::compile(merged, &accounts)?;
     own_files(&mut layer, init, payload, &image, &index)?;
     let required = programs(layer.tree, merged)?;
@@ -312,7 +319,10 @@ fn boot_files(
 ) -> Result<(Bytes, Bytes, Bytes), Error> {
     const EFI: &str = "/usr/lib/systemd/boot/efi";
     let take = |path: String, package| {
-        derive::file(tree, path.as_bytes()).cloned().ok_or(Error::Needs { path, package })
+        // A copy, so that the kernel package's archive can be freed.
+        derive::file(tree, path.as_bytes())
+            .map(|d| Bytes::copy_from_slice(d))
+            .ok_or(Error::Needs { path, package })
     };
     let vmlinuz = take(format!("/boot/vmlinuz-{kernel}"), "of the kernel")?;
     let stub = take(format!("{EFI}/linuxx64.efi.stub"), "systemd-boot-efi")?;
@@ -368,6 +378,12 @@ fn modules(
     for dir in dirs.iter().rev() {
         if tree.below(dir).next().is_none() {
             tree.remove(dir);
+        }
+    }
+    // Few of the kernel's modules stay: copies of those let its archive, the largest of all, be freed.
+    for module in &index.modules {
+        if let Some(Kind::File(data)) = tree.get_mut(module.path.as_bytes()).map(|i| &mut i.kind) {
+            *data = Bytes::copy_from_slice(data);
         }
     }
     firmware(tree, &catalogue.firmware(&root), dropped);

@@ -139,3 +139,33 @@ fn why_names_the_chain() {
     assert_eq!(dyad_tree::why(&built.root, &chains, b"/usr/bin/zz"), None);
     assert_eq!(dyad_tree::why(&built.root, &chains, b"/proc").unwrap(), ["derived mount point"]);
 }
+
+#[test]
+fn extended_attributes_and_long_names() {
+    let long = format!("./usr/share/{}/{}", "d".repeat(120), "f".repeat(120));
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_ustar();
+    header.set_entry_type(EntryType::Regular);
+    header.set_mode(0o755);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_size(1);
+    let attribute = ("SCHILY.xattr.security.capability", &b"\x01\x02\xff"[..]);
+    builder.append_pax_extensions([attribute, ("gname", b"shadow")]).unwrap();
+    builder.append_data(&mut header, "./usr/bin/capable", &b"x"[..]).unwrap();
+    let mut plain = tar::Header::new_gnu();
+    plain.set_entry_type(EntryType::Regular);
+    plain.set_mode(0o644);
+    plain.set_uid(7);
+    plain.set_gid(7);
+    plain.set_mtime(0);
+    plain.set_size(1);
+    builder.append_data(&mut plain, &long, &b"y"[..]).unwrap();
+    let deb = common::raw_deb("p", "", "data.tar.xz", &common::xz(&builder.into_inner().unwrap(), 512));
+    let built = common::build_with(vec![common::input("p", deb)], &merged("", &[]), vec![]).unwrap();
+    let capable = built.root.get(b"/usr/bin/capable").unwrap();
+    assert_eq!(capable.meta.xattrs[&b"security.capability"[..]], [1, 2, 255]);
+    assert_eq!((capable.meta.uid, capable.meta.gid), (0, 42), "the group by its name");
+    assert_eq!(built.root.get(long[1..].as_bytes()).unwrap().meta.uid, 7);
+}

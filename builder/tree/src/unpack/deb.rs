@@ -50,12 +50,27 @@ pub fn unpack(deb: &Bytes, limits: &Limits, filter: &Filter<'_>) -> Result<Packa
     let control = compress::decode(name, stem, &control.data, limits.control_bytes_max, limits)?;
     let control = tarball::read(name, &control, limits, &|_| Verdict::Keep)?;
     let (name, stem) = (&data.name, "data.tar");
-    let data = compress::decode(name, stem, &data.data, limits.data_bytes_max, limits)?;
-    let data = tarball::read(name, &data, limits, filter)?;
+    let archive = compress::decode(name, stem, &data.data, limits.data_bytes_max, limits)?;
+    let mut data = tarball::read(name, &archive, limits, filter)?;
+    release(&mut data.members, archive.len());
     let mut package = read_control(&control.members)?;
     package.members = data.members;
     package.pruned = data.pruned;
     Ok(package)
+}
+
+/// Slices keep the whole archive in memory: where less than half of it is wanted, copying that costs less.
+fn release(members: &mut [Member], archive_len: usize) {
+    let files = members.iter_mut().filter_map(|m| match &mut m.kind {
+        MemberKind::File(data) => Some(data),
+        _ => None,
+    });
+    let files: Vec<&mut Bytes> = files.collect();
+    if files.iter().map(|data| data.len()).sum::<usize>() * 2 < archive_len {
+        for data in files {
+            *data = Bytes::copy_from_slice(data);
+        }
+    }
 }
 
 fn read_control(members: &[Member]) -> Result<Package, UnpackError> {
