@@ -50,7 +50,7 @@ pub(crate) fn make(image: &Path, disk: &Path, size: u64, files: &[(String, Bytes
 
 /// Copies what lies in `start..end` and is not a hole.
 fn copy_data(source: &File, target: &File, start: u64, end: u64) -> io::Result<()> {
-    let (mut at, end) = (start.cast_signed(), end.cast_signed());
+    let (mut at, end) = (start as i64, end as i64);
     while at < end {
         let data = match lseek(source, at, Whence::SeekData) {
             Ok(data) => data,
@@ -84,7 +84,7 @@ fn copy_extent(source: &File, target: &File, start: i64, end: i64) -> io::Result
 fn copy_by_hand(source: &File, target: &File, start: i64, end: i64) -> io::Result<()> {
     use std::os::unix::fs::FileExt;
     let mut buffer = vec![0; 1 << 20];
-    let (mut at, end) = (start.cast_unsigned(), end.cast_unsigned());
+    let (mut at, end) = (start as u64, end as u64);
     while at < end {
         let length = buffer.len().min(usize::try_from(end - at).unwrap_or(buffer.len()));
         source.read_exact_at(&mut buffer[..length], at)?;

@@ -106,7 +106,7 @@ pub(crate) fn prepare(setup: &Setup, node: Node, dir: &Path) -> Result<(Launch, 
 /// QEMU's command line. `fds`: the NICs in role order, then serial, operator and monitor.
 fn arguments(setup: &Setup, node: Node, dir: &Path, fds: &[i32]) -> Vec<OsString> {
     let mut args = Args::default();
-    args.pair("-name", &node.name()).flag("-nodefaults").flag("-no-user-config").pair("-display", "none");
+    args.pair("-name", node.name()).flag("-nodefaults").flag("-no-user-config").pair("-display", "none");
     if let Some(share) = &setup.share {
         args.pair("-L", share);
     }

@@ -83,7 +83,7 @@ impl NodeSlot {
         }
         let (launch, sockets) = prepare(&self.setup, self.node, &self.dir)?;
         let child = starter(launch)?;
-        let pid = Pid::from_raw(child.id().cast_signed());
+        let pid = Pid::from_raw(child.id() as i32);
         inner.end = None;
         match self.attach(pid, sockets) {
             Ok(machine) => inner.machine = Some(machine),

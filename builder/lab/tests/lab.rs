@@ -2,6 +2,7 @@
 //! answers pings, and boots in seconds where a kernel would take a minute under translation.
 
 #![allow(clippy::disallowed_methods, reason = "a test drives programs and waits for them")]
+#![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt, chown};
@@ -56,7 +57,14 @@ impl User {
             false => Command::new(&self.program),
         };
         let state = self.state(state);
-        command.arg("lab").arg("--state").arg(state).args(args).env("HOME", self.home.path()).output().unwrap()
+        command
+            .arg("lab")
+            .arg("--state")
+            .arg(state)
+            .args(args)
+            .env("HOME", self.home.path())
+            .output()
+            .unwrap()
     }
 
     fn state(&self, name: &str) -> PathBuf {
@@ -98,7 +106,8 @@ impl User {
     /// Processes whose command line names a state directory.
     fn processes(&self, state: &str) -> Vec<(i32, String)> {
         let state = self.state(state).to_str().unwrap().to_owned();
-        let pids = fs::read_dir("/proc").unwrap().filter_map(|e| e.unwrap().file_name().to_str()?.parse().ok());
+        let pids =
+            fs::read_dir("/proc").unwrap().filter_map(|e| e.unwrap().file_name().to_str()?.parse().ok());
         let command = |pid: i32| Some((pid, fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?));
         pids.filter_map(command).filter(|(_, c)| c.contains(&state)).collect()
     }
@@ -159,7 +168,10 @@ fn reaches_only_its_own_network(user: &User) {
     assert!(addresses.contains("10.77.0.1/24") && addresses.contains("fd77::1/64"), "{addresses}");
     assert!(addresses.lines().all(|l| l.starts_with("lo") || l.starts_with("lab0")), "{addresses}");
     let here = Command::new("ip").args(["-brief", "address"]).output().unwrap();
-    assert!(!String::from_utf8_lossy(&here.stdout).contains("10.77.0.1/24"), "the host's own network is untouched");
+    assert!(
+        !String::from_utf8_lossy(&here.stdout).contains("10.77.0.1/24"),
+        "the host's own network is untouched"
+    );
     let directory = user.ok("one", &["exec", "pwd"]);
     assert_eq!(Path::new(directory.trim()), std::env::current_dir().unwrap(), "files are the caller's");
     let code = user.run("one", &["exec", "--", "sh", "-c", "exit 7"]).status.code();
@@ -182,7 +194,9 @@ fn cuts_stop_frames(user: &User) {
 }
 
 fn pauses_stop_guests(user: &User) {
-    for (args, power) in [(vec!["pause", "node-a"], "paused"), (vec!["pause", "node-a", "--stop-clock"], "clock-stopped")] {
+    for (args, power) in
+        [(vec!["pause", "node-a"], "paused"), (vec!["pause", "node-a", "--stop-clock"], "clock-stopped")]
+    {
         user.ok("one", &args);
         assert_eq!(user.power("one"), power);
         assert!(!user.pings("one"));

@@ -61,10 +61,8 @@ pub(crate) fn firmware(say: &dyn Fn(&str)) -> Result<Firmware> {
         return Ok(found);
     }
     let root = Root::obtain(Set::Firmware, say)?;
-    firmware::below(root.path()).ok_or_else(|| LabError::NoTool {
-        name: "UEFI firmware".into(),
-        place: root.path().to_path_buf(),
-    })
+    firmware::below(root.path())
+        .ok_or_else(|| LabError::NoTool { name: "UEFI firmware".into(), place: root.path().to_path_buf() })
 }
 
 /// PostgreSQL's client.

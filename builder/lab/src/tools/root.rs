@@ -127,7 +127,8 @@ fn identity(packages: &[Fetched]) -> String {
 
 /// Unpacks next to the final place and renames: a root is there completely or not at all.
 fn lay(packages: &[Fetched], tools: &Path, path: &Path) -> Result<()> {
-    let fresh = tempfile::Builder::new().prefix(".new-").tempdir_in(tools).at("create a directory in", tools)?;
+    let fresh =
+        tempfile::Builder::new().prefix(".new-").tempdir_in(tools).at("create a directory in", tools)?;
     let mut writer = Writer { root: fresh.path(), links: BTreeSet::new() };
     for name in MERGED {
         let target = fresh.path().join("usr").join(name);
@@ -238,7 +239,9 @@ mod tests {
         let mut writer = Writer { root: temp.path(), links: BTreeSet::new() };
         let file = |text: &'static str| MemberKind::File(Bytes::from_static(text.as_bytes()));
         writer.member(&member("/usr/share/x/real", file("here"))).unwrap();
-        writer.member(&member("/usr/lib/a/link", MemberKind::Symlink(b"/usr/share/x/real".to_vec()))).unwrap();
+        writer
+            .member(&member("/usr/lib/a/link", MemberKind::Symlink(b"/usr/share/x/real".to_vec())))
+            .unwrap();
         assert_eq!(fs::read_to_string(temp.path().join("usr/lib/a/link")).unwrap(), "here");
         let mode = fs::metadata(temp.path().join("usr/share/x/real")).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o755, "no set-uid");
