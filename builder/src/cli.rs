@@ -47,6 +47,21 @@ pub(crate) enum Command {
     },
 }
 
+/// Output formats, with what each is for.
+pub(crate) const FORMATS: [(OutputFormat, &str); 4] = [
+    (OutputFormat::Raw, "disk image, sparse: write it to a disk, or boot it in a virtual machine"),
+    (OutputFormat::Qcow2, "the same disk with compressed clusters, for hypervisors"),
+    (OutputFormat::Pxe, "kernel, initrd with the root inside, and command line, for network boot"),
+    (OutputFormat::Tree, "the root tree as a tar archive, for inspection and containers"),
+];
+
+/// Accepts the words of [`FORMATS`] and lists them in the help.
+fn formats() -> impl clap::builder::TypedValueParser<Value = OutputFormat> {
+    use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+    PossibleValuesParser::new(FORMATS.map(|(format, help)| PossibleValue::new(format.word()).help(help)))
+        .map(|word| FORMATS.iter().find(|(f, _)| f.word() == word).expect("only these words are accepted").0)
+}
+
 /// `dyad build`.
 #[derive(Debug, Args)]
 pub(crate) struct BuildArgs {
@@ -56,7 +71,7 @@ pub(crate) struct BuildArgs {
     #[arg(long, default_value = "out")]
     pub(crate) out: PathBuf,
     /// What to make; may be repeated [default: what the definition names].
-    #[arg(long = "format", value_name = "FORMAT", value_parser = format)]
+    #[arg(long = "format", value_name = "FORMAT", value_parser = formats())]
     pub(crate) formats: Vec<OutputFormat>,
     /// Use exactly the packages of the lock file beside the definition.
     #[arg(long)]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
-use dyad_formats::disk::{self, DiskImage, Input, Source};
+use dyad_formats::disk::{self, DiskImage, Input, Source, qcow2};
 use dyad_formats::{cpio, fat, squashfs, tar, uki, verity};
 use dyad_gpt::Guid;
 use dyad_spec::OutputFormat;
@@ -227,9 +227,9 @@ impl Finished<'_> {
             OutputFormat::Qcow2 => {
                 let (file, path) = name("qcow2");
                 let mut out = BufWriter::with_capacity(BUFFER_BYTES, create(&path)?);
-                let clusters = disk::Clusters::Zstd(QCOW2_ZSTD_LEVEL);
+                let clusters = qcow2::Clusters::Zstd(QCOW2_ZSTD_LEVEL);
                 self.disk()?
-                    .with_inputs(|image, inputs| Ok(disk::write_qcow2(image, inputs, clusters, &mut out)?))?;
+                    .with_inputs(|image, inputs| Ok(qcow2::write(image, inputs, clusters, &mut out)?))?;
                 out.flush()?;
                 Ok(vec![(file, path)])
             }
@@ -297,7 +297,7 @@ impl Finished<'_> {
                 bail!("{} is a directory", target.display());
             }
             fs::rename(&path, &target).with_context(|| format!("moving to {}", target.display()))?;
-            outputs.push(Output { format: format.name(), path: target, bytes, sha256 });
+            outputs.push(Output { format: format.word(), path: target, bytes, sha256 });
         }
         Ok(outputs)
     }

@@ -41,13 +41,12 @@ fn sources(merged: &Merged) -> Result<Sources> {
     Ok(Sources::discover(&overrides)?)
 }
 
-/// What a definition asks of the resolver. The builder itself needs the boot loader and its stub.
+/// What a definition asks of the resolver.
 fn request(merged: &Merged) -> Result<Request> {
     let mut packages = Vec::new();
     for asked in &merged.packages {
         packages.push(asked.what.parse::<WantedPackage>()?);
     }
-    packages.push(dyad_tree::BOOT_PACKAGE.parse()?);
     let omit = merged.omit.iter().map(|rule| rule.package.clone()).collect();
     Ok(Request { packages, essential: false, omit })
 }

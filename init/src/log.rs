@@ -21,8 +21,8 @@ pub(crate) enum Level {
     Error = 27,
     /// Works, but somebody should know.
     Warning = 28,
-    /// Progress.
-    Info = 30,
+    /// Progress, on the console too until the image lowers the console level: notice.
+    Info = 29,
 }
 
 static KMSG: OnceLock<OwnedFd> = OnceLock::new();
