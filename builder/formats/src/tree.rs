@@ -184,6 +184,19 @@ impl Tree {
         doomed.len()
     }
 
+    /// Frees inodes that no path names any more. Ids that were handed out before are void; new ones are in path order.
+    pub fn compact(&mut self) {
+        let mut moved = BTreeMap::new();
+        let mut inodes = Vec::new();
+        for id in self.paths.values_mut() {
+            *id = *moved.entry(*id).or_insert_with(|| {
+                inodes.push(self.inodes[id.0 as usize].clone());
+                InodeId(inodes.len() as u32 - 1)
+            });
+        }
+        self.inodes = inodes;
+    }
+
     /// Every path in byte order of the full path, with its inode.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], InodeId, &Inode)> {
         self.paths.iter().map(|(p, id)| (p.as_slice(), *id, self.inode(*id)))

@@ -145,6 +145,7 @@ pub fn build(inputs: Inputs<'_>) -> Result<Built, Error> {
     let list = serde_json::to_vec(&packages).expect("strings and numbers always serialise");
     let origin = Arc::from(OWN_FILE);
     layer.put(b"/usr/lib/dyad/packages.json", Kind::File(list.into()), 0o644, (0, 0), origin)?;
+    tree.compact();
     dropped.sort_by(|a, b| (&a.path, &a.origin).cmp(&(&b.path, &b.origin)));
     let modules = (index.modules.len(), initrd_index.modules.len());
     let report = Report { dropped, notes, packages, kernel, modules };

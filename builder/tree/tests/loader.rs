@@ -1,5 +1,7 @@
 //! The library cache against ldconfig, and programs started inside a finished tree (needs root for chroot).
 
+#![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
+
 mod common;
 
 use std::fs;

@@ -1,5 +1,7 @@
 //! What a tree looks like when all goes well.
 
+#![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
+
 mod common;
 
 use common::{Tar, laid, merged, package};
@@ -24,6 +26,8 @@ fn link(tree: &Tree, path: &str) -> String {
 #[test]
 fn the_contract_with_init() {
     let built = common::build_with(vec![], &merged("", &[]), vec![]).unwrap();
+    let ids: Vec<u32> = built.root.iter().map(|(_, id, _)| id.0).collect();
+    assert!(ids.iter().copied().eq(0..ids.len() as u32), "inodes of dropped files are freed");
     assert_eq!(
         (&built.kernel[..], &built.stub[..], &built.bootloader[..]),
         (&b"kernel"[..], &b"stub"[..], &b"boot"[..])
@@ -167,5 +171,5 @@ fn extended_attributes_and_long_names() {
     let capable = built.root.get(b"/usr/bin/capable").unwrap();
     assert_eq!(capable.meta.xattrs[&b"security.capability"[..]], [1, 2, 255]);
     assert_eq!((capable.meta.uid, capable.meta.gid), (0, 42), "the group by its name");
-    assert_eq!(built.root.get(long[1..].as_bytes()).unwrap().meta.uid, 7);
+    assert_eq!(built.root.get(&long.as_bytes()[1..]).unwrap().meta.uid, 7);
 }

@@ -1,5 +1,6 @@
 //! Packages made byte by byte, so that a test can break any rule of the formats.
 
+#![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::collections::BTreeMap;
