@@ -104,7 +104,7 @@ fn run(client: &mut Client<UnixStream>, command: Command) -> Result<(), String> 
     let text = |error: CallError| error.to_string();
     let named = |name| ServiceName { name };
     match command {
-        Command::Status { json, watch: true } => return watch(client, json),
+        Command::Status { json, watch: true } => watch(client, json),
         Command::Status { json, watch: false } => print(&status(client, json)?),
         Command::Services { json } => {
             let rows: Value = client.call(Call::Services).map_err(text)?;

@@ -161,7 +161,7 @@ pub(crate) fn exit_text(exit: &ExitStatus) -> String {
 /// Sizes of the file systems that hold what must last.
 pub(crate) fn storage(paths: &Paths) -> Vec<StorageRow> {
     let row = |path: &str| {
-        let fs = rustix::fs::statvfs(&paths.at(path)).ok()?;
+        let fs = rustix::fs::statvfs(paths.at(path)).ok()?;
         Some(StorageRow {
             path: path.into(),
             total_bytes: fs.f_blocks * fs.f_frsize,

@@ -221,6 +221,9 @@ impl Manager {
         let credentials = credentials::ensure(&self.paths.credentials(), names)?;
         let done = roles::ensure(&session, &self.site.roles, &self.site.databases, &credentials).await?;
         tracing::info!(?done, "roles and databases are as declared");
+        // Making what was never there is no repair.
+        let repaired: Vec<String> = done.into_iter().filter(|what| !what.starts_with("create ")).collect();
+        self.repaired(&repaired);
         self.facts(&session).await?;
         self.watch(&address, session, &config, &credentials).await
     }
@@ -492,6 +495,6 @@ fn machine(paths: &Paths) -> Machine {
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
     let kib: u64 = total.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0);
-    let volume = rustix::fs::statvfs(&paths.pg_volume()).map_or(0, |fs| fs.f_blocks * fs.f_frsize);
+    let volume = rustix::fs::statvfs(paths.pg_volume()).map_or(0, |fs| fs.f_blocks * fs.f_frsize);
     Machine { memory_bytes: kib * 1024, volume_bytes: volume }
 }
