@@ -152,6 +152,11 @@ impl<R: Read + Seek> Volume<R> {
     /// Directories without a file in or below them are not in it.
     pub fn files(&mut self) -> Result<Vec<(String, Bytes)>, Error> {
         let entries = self.entries()?;
+        // Only files that share clusters can be larger than the volume together.
+        let total: u64 = entries.iter().map(|e| u64::from(e.bytes)).sum();
+        if total > self.bytes {
+            return bad(format!("files of {total} bytes together in a volume of {}", self.bytes));
+        }
         let mut out = Vec::new();
         for entry in entries.iter().filter(|e| !e.is_dir) {
             out.push((entry.path.clone(), self.read(entry)?.into()));

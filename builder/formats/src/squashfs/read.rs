@@ -17,6 +17,8 @@ use crate::tree::{Inode, Kind, Meta, Tree, TreeError};
 const LISTING_BYTES_MAX: usize = 512 << 20;
 const ENTRIES_MAX: usize = 1 << 21;
 const PATH_BYTES_MAX: usize = 4096;
+/// File data that [`Reader::verify`] decodes: a small hostile image can claim any amount.
+const VERIFY_BYTES_MAX: u64 = 64 << 30;
 /// Decoded metadata kept: 64 MiB.
 const META_CACHE_BLOCKS: usize = 8192;
 
@@ -516,18 +518,27 @@ impl<R: Read + Seek> Reader<R> {
         Ok(tree)
     }
 
-    /// Lists everything and decodes every block once; returns the entries.
+    /// Lists everything and decodes every block once; returns the entries. Blocks carry no checksum: damage that still
+    /// decodes is for dm-verity to find.
     pub fn verify(&mut self) -> Result<Vec<Entry>, Error> {
         let entries = self.entries()?;
         let mut seen = HashSet::new();
+        let mut left = VERIFY_BYTES_MAX;
         for entry in &entries {
-            if let EntryKind::File(file) = &entry.kind {
-                if seen.insert(entry.inode) {
-                    self.read_file(file, &mut std::io::sink()).map_err(|e| {
-                        Error::Malformed(format!("{}: {e}", String::from_utf8_lossy(&entry.path)))
-                    })?;
-                }
+            let EntryKind::File(file) = &entry.kind else { continue };
+            if !seen.insert(entry.inode) {
+                continue;
             }
+            let Some(rest) = left.checked_sub(file.bytes) else {
+                return bad(format!("its files have more than {VERIFY_BYTES_MAX} bytes"));
+            };
+            left = rest;
+            self.read_file(file, &mut std::io::sink()).map_err(|e| match e {
+                Error::Malformed(what) => {
+                    Error::Malformed(format!("{}: {what}", String::from_utf8_lossy(&entry.path)))
+                }
+                other => other,
+            })?;
         }
         Ok(entries)
     }
