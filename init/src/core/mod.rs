@@ -11,7 +11,7 @@ mod resume;
 mod shutdown;
 mod supervise;
 
-use dyad_api::control::{Event as Told, Phase, PhaseState};
+use dyad_api::control::{Event as Told, Phase, PhaseState, ServiceState};
 use dyad_spec::compiled::ImageTable;
 use dyad_sys::signals::{self, Children};
 use nix::sys::signal::SigSet;
@@ -22,7 +22,7 @@ use rustix::io::Errno;
 
 use crate::cgroup::{Group, Slice};
 use crate::log::{error, info, warning};
-use crate::services::{Event, Machine};
+use crate::services::{Event, Machine, Slot, Why};
 use crate::{boot, clock, uevent};
 
 pub(crate) use jobs::STATUS_CHANGED;
@@ -110,6 +110,8 @@ pub(crate) struct Core {
     power: Option<OwnedFd>,
     slice: Slice,
     groups: Vec<Group>,
+    /// The states last logged, so that each change is logged once.
+    logged: Vec<ServiceState>,
     machine: Machine,
     bound: Bound,
     clients: Clients,
@@ -138,6 +140,7 @@ fn call(what: &'static str) -> impl FnOnce(Errno) -> StartError {
 impl Core {
     /// Boots the root and sets everything up.
     pub(crate) fn boot() -> Result<Self, StartError> {
+        let began = clock::boot_ms();
         let container = boot::in_container();
         let table = boot::prepare(container)?;
         boot::device_permissions();
@@ -155,6 +158,9 @@ impl Core {
         core.save();
         resume::arm(&core.memory)
             .map_err(|source| StartError::Bind { path: "the fault handlers".to_owned(), source })?;
+        let kernel = std::env::var("DYAD_KERNEL_MS").ok().and_then(|text| text.parse().ok()).unwrap_or(began);
+        core.marks.push(("kernel".to_owned(), kernel));
+        core.marks.push(("initrd".to_owned(), began));
         core.marks.push(("early".to_owned(), clock::boot_ms()));
         core.begin_phases();
         for id in core.machine.ids() {
@@ -203,12 +209,13 @@ impl Core {
             power,
             slice,
             groups,
+            logged: vec![ServiceState::Stopped; table.services.len()],
             machine: Machine::new(table.services, &names),
             bound,
             clients: Clients::new(),
             jobs: Jobs::new(),
             phases: names.iter().map(|name| waiting_phase(name)).collect(),
-            marks: vec![("kernel".to_owned(), 0)],
+            marks: Vec::new(),
             fence: fence::Fence::default(),
             shutdown: None,
         };
@@ -299,8 +306,31 @@ impl Core {
             self.step(Event::Tick);
         }
         self.settle_jobs(now);
+        self.mark_services(now);
         self.settle_fence();
         self.settle_shutdown(now);
+    }
+
+    /// Once: when every service that starts by itself is up, or will not come up.
+    fn mark_services(&mut self, now: u64) {
+        let marked = self.marks.last().is_some_and(|(name, _)| name == "services");
+        if marked || self.machine.phases_done().is_none() {
+            return;
+        }
+        let begins = |slot: &Slot| match slot.state {
+            ServiceState::Starting => true,
+            ServiceState::Waiting => !matches!(slot.why, Why::PhaseFailed(_)),
+            _ => false,
+        };
+        let mut specs = self.machine.ids().zip(self.machine.specs());
+        if specs.any(|(id, spec)| spec.autostart && begins(self.machine.slot(id))) {
+            return;
+        }
+        let since = self.marks.last().map_or(now, |(_, at)| *at);
+        let took = now.saturating_sub(since);
+        info!("services {}.{:03}s", took / 1000, took % 1000);
+        self.marks.push(("services".to_owned(), now));
+        self.save();
     }
 
     fn read_signals(&mut self) {

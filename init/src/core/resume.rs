@@ -107,6 +107,7 @@ impl Core {
         self.close_strays();
         for id in self.machine.ids() {
             let slot = self.memory.load_slot(id)?;
+            self.logged[usize::from(id)] = slot.state;
             self.machine.restore(id, slot);
         }
         // A request that was cut off has no answer: its client sees the connection end and asks again.

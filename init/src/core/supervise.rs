@@ -1,6 +1,6 @@
 //! Carrying out what the services' state machine decides.
 
-use dyad_api::control::{Event as Told, ExitStatus, ServiceStatus};
+use dyad_api::control::{Event as Told, ExitStatus, ServiceState, ServiceStatus};
 use rustix::fd::{AsFd, BorrowedFd};
 
 use super::Core;
@@ -102,19 +102,8 @@ impl Core {
     fn changed(&mut self, id: Id) {
         self.save_slot(id);
         let status = self.status(id);
-        let exit = match &status.last_exit {
-            None => String::new(),
-            Some(exit) => format!(" ({exit:?})"),
-        };
-        match status.state {
-            dyad_api::control::ServiceState::BackOff => {
-                warning!("service {}: ended{exit}; starts again", status.name);
-            }
-            dyad_api::control::ServiceState::Failed => error!("service {}: failed{exit}", status.name),
-            dyad_api::control::ServiceState::Ready if self.machine.slot(id).since_ms == clock::boot_ms() => {
-                info!("service {}: ready after {} ms", status.name, status.ready_after_ms);
-            }
-            _ => {}
+        if std::mem::replace(&mut self.logged[usize::from(id)], status.state) != status.state {
+            log_state(&status);
         }
         self.tell(&Told::Service(status));
     }
@@ -178,5 +167,28 @@ impl Core {
 
     fn phase_name(&self, at: u8) -> &str {
         self.phases.get(usize::from(at)).map_or("", |phase| phase.name.as_str())
+    }
+}
+
+/// One line for a state that somebody reading the log wants to know of.
+fn log_state(status: &ServiceStatus) {
+    let name = &status.name;
+    let ended = status.last_exit.as_ref().map_or_else(|| "not started".to_owned(), describe);
+    match status.state {
+        ServiceState::Ready => info!("service {name}: ready after {} ms", status.ready_after_ms),
+        ServiceState::Done => info!("service {name}: done after {} ms", status.ready_after_ms),
+        ServiceState::BackOff => warning!("service {name}: {ended}; it starts again"),
+        ServiceState::Failed => error!("service {name}: failed: {ended}"),
+        ServiceState::Stopped => info!("service {name}: stopped"),
+        ServiceState::Waiting | ServiceState::Starting | ServiceState::Stopping => {}
+    }
+}
+
+fn describe(exit: &ExitStatus) -> String {
+    match exit {
+        ExitStatus::Exited(status) => format!("ended with status {status}"),
+        ExitStatus::Signaled(signal) => format!("ended by signal {signal}"),
+        ExitStatus::DeadlinePassed => "killed, its time was up".to_owned(),
+        ExitStatus::NotStarted(reason) => format!("not started: {reason}"),
     }
 }

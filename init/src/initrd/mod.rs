@@ -98,7 +98,8 @@ fn stage() -> Result<std::convert::Infallible, Error> {
     free_initramfs();
     mounts::switch_root(NEW_ROOT).map_err(Error::Switch)?;
     let init = CString::new(NEW_INIT).expect("no zero in it");
-    let environment = [CString::new(format!("DYAD_SLOT={}", pair.origin)).expect("no zero in it")];
+    let environment = [format!("DYAD_SLOT={}", pair.origin), format!("DYAD_KERNEL_MS={began}")]
+        .map(|text| CString::new(text).expect("no zero in it"));
     nix::unistd::execve(&init, &[init.as_c_str()], &environment).map_err(Error::Exec)
 }
 
