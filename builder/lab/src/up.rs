@@ -115,7 +115,10 @@ fn begin(state: &StateDir, args: &UpArgs, env: &LabEnv, progress: &Progress) -> 
     };
     state.save(&LabFile { nodes: args.nodes, image: id, setup })?;
     progress.say(&format!("{} disks ready, {kept} of them kept; processors: {}", args.nodes, accel.name()));
-    start_daemon(state, &lock)
+    let leash = start_daemon(state, &lock);
+    // Dropping it would unlock the daemon's inherited copy too; closed at the end of this process it stays locked there.
+    std::mem::forget(lock);
+    leash
 }
 
 fn image(state: &StateDir, args: &UpArgs, env: &LabEnv, progress: &Progress) -> Result<BuiltImage> {
