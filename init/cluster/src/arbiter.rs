@@ -8,7 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::message::{Answer, Authenticated, Cas, FromArbiter, RESOURCES_MAX, Refusal, Registers, ToArbiter, Verdict};
+use crate::message::{
+    Answer, Authenticated, Cas, FromArbiter, RESOURCES_MAX, Refusal, Registers, ToArbiter, Verdict,
+};
+use crate::mutation::{Mutation, Mutations};
 use crate::register::{self, Change, Register};
 use crate::types::{BootId, Epoch, Incarnation, Node, RequestId, ResourceId, Tick};
 
@@ -48,6 +51,7 @@ pub struct Arbiter {
     sessions: [Option<Session>; 2],
     /// (resource, epoch) pairs that their holder gave up.
     released: BTreeSet<(ResourceId, Epoch)>,
+    mutations: Mutations,
 }
 
 impl Arbiter {
@@ -69,7 +73,16 @@ impl Arbiter {
             amnesia: false,
             sessions: [None, None],
             released: BTreeSet::new(),
+            mutations: Mutations::default(),
         }
+    }
+
+    /// The same with broken clauses, for tests of the tests.
+    #[cfg(feature = "mutations")]
+    #[must_use]
+    pub fn with(mut self, mutations: Mutations) -> Self {
+        self.mutations = mutations;
+        self
     }
 
     /// What must be on disk before the last answer goes out.
@@ -81,11 +94,21 @@ impl Arbiter {
     pub fn handle(&mut self, now: Tick, envelope: &Authenticated) -> FromArbiter {
         let from = envelope.from;
         let answer = match &envelope.message {
-            ToArbiter::Hello { boot, mirror } => self.hello(now, from, *boot, mirror.as_ref()),
-            ToArbiter::Renew { boot, incarnation, sequence } => match self.session(now, from, *boot, *incarnation) {
-                Ok(_) => Answer::Renewed { sequence: *sequence },
-                Err(refusal) => Answer::Refused(refusal),
-            },
+            ToArbiter::Hello { boot, incarnation, mirror } => {
+                let meant = *incarnation == Some(self.incarnation)
+                    || (incarnation.is_some() && self.mutations.broken(Mutation::IncarnationIgnored));
+                if meant {
+                    self.hello(now, from, *boot, mirror.as_ref())
+                } else {
+                    Answer::Refused(Refusal::Incarnation)
+                }
+            }
+            ToArbiter::Renew { boot, incarnation, sequence } => {
+                match self.session(now, from, *boot, *incarnation) {
+                    Ok(_) => Answer::Renewed { sequence: *sequence },
+                    Err(refusal) => Answer::Refused(refusal),
+                }
+            }
             ToArbiter::Batch { boot, incarnation, request, items } => {
                 match self.session(now, from, *boot, *incarnation) {
                     Ok(()) => self.batch(now, from, *request, items),
@@ -99,8 +122,16 @@ impl Arbiter {
                 }
             }
         };
+        let boot = match &envelope.message {
+            ToArbiter::Hello { boot, .. }
+            | ToArbiter::Renew { boot, .. }
+            | ToArbiter::Batch { boot, .. }
+            | ToArbiter::Release { boot, .. } => *boot,
+        };
         FromArbiter {
             incarnation: self.incarnation,
+            boot,
+            answered: self.durable.answered[from.index()].as_ref().map_or(RequestId(0), |(last, _)| *last),
             registers: self.durable.registers.iter().map(|(id, r)| (*id, *r)).collect(),
             heard_both: self.may_grant(),
             answer,
@@ -108,7 +139,8 @@ impl Arbiter {
     }
 
     fn may_grant(&self) -> bool {
-        let enough = if self.storage_is_durable { self.heard.iter().any(|h| *h) } else { self.heard == [true; 2] };
+        let one = self.storage_is_durable || self.mutations.broken(Mutation::OneMirrorHeard);
+        let enough = if one { self.heard.iter().any(|h| *h) } else { self.heard == [true; 2] };
         enough && !self.amnesia
     }
 
@@ -124,7 +156,11 @@ impl Arbiter {
         // A mirror that cannot be read says nothing about what this node was told: it was not heard.
         if let Some(mirror) = mirror {
             let behind = |id: &ResourceId, r: &Register| {
-                self.durable.registers.get(id).is_none_or(|ours| ours.epoch < r.epoch)
+                // Equal epochs with different content are two histories, and this one is not the nodes'.
+                self.durable
+                    .registers
+                    .get(id)
+                    .is_none_or(|o| o.epoch < r.epoch || (o.epoch == r.epoch && o != r))
             };
             // A register that a node knows and this disk does not: the disk went back in time.
             self.amnesia |= mirror.iter().any(|(id, r)| behind(id, r));
@@ -133,8 +169,14 @@ impl Arbiter {
         if self.amnesia { Answer::Refused(Refusal::Amnesia) } else { Answer::Welcome }
     }
 
-    fn session(&mut self, now: Tick, from: Node, boot: BootId, incarnation: Incarnation) -> Result<(), Refusal> {
-        if incarnation != self.incarnation {
+    fn session(
+        &mut self,
+        now: Tick,
+        from: Node,
+        boot: BootId,
+        incarnation: Incarnation,
+    ) -> Result<(), Refusal> {
+        if incarnation != self.incarnation && !self.mutations.broken(Mutation::IncarnationIgnored) {
             return Err(Refusal::Incarnation);
         }
         if self.durable.boots[from.index()].is_some_and(|newest| boot < newest) {
@@ -155,7 +197,9 @@ impl Arbiter {
         }
         match &self.durable.answered[from.index()] {
             Some((last, _)) if request < *last => return Answer::Refused(Refusal::Request),
-            Some((last, verdicts)) if request == *last => {
+            Some((last, verdicts))
+                if request == *last && !self.mutations.broken(Mutation::RepeatedRequestJudgedAgain) =>
+            {
                 return Answer::Verdicts { request, verdicts: verdicts.clone() };
             }
             Some(_) | None => {}
@@ -178,6 +222,7 @@ impl Arbiter {
             return Verdict::HolderAlive;
         }
         self.durable.registers.insert(item.resource, next);
+        self.released.retain(|(resource, _)| *resource != item.resource);
         // Whoever wins a change is the holder after it, whichever change it was.
         if let Some(session) = &self.sessions[from.index()] {
             self.durable.holder_boots.insert(item.resource, session.boot);
@@ -190,8 +235,14 @@ impl Arbiter {
         if self.released.contains(&(item.resource, item.expect)) {
             return true;
         }
+        if self.mutations.broken(Mutation::SilenceNotAwaited) {
+            return true;
+        }
         match &self.sessions[holder.index()] {
-            None => now.since(self.started) >= self.lease_ms,
+            None => {
+                now.since(self.started) >= self.lease_ms
+                    || self.mutations.broken(Mutation::SilenceBeforeStart)
+            }
             Some(session) => {
                 let silent = now.since(session.renewed.max(self.started)) >= self.lease_ms;
                 silent || self.durable.holder_boots.get(&item.resource) != Some(&session.boot)
@@ -200,7 +251,8 @@ impl Arbiter {
     }
 
     fn release(&mut self, from: Node, resource: ResourceId, epoch: Epoch) -> Answer {
-        let holds = self.durable.registers.get(&resource).is_some_and(|r| r.holder == from && r.epoch == epoch);
+        let holds =
+            self.durable.registers.get(&resource).is_some_and(|r| r.holder == from && r.epoch == epoch);
         if holds {
             self.released.insert((resource, epoch));
         }

@@ -6,7 +6,32 @@
 
 #![forbid(unsafe_code)]
 
+mod absorb;
+pub mod action;
 pub mod arbiter;
+mod degrade;
+pub mod disk;
+pub mod event;
+mod gate;
+mod intents;
+mod lease;
 pub mod message;
+#[cfg(feature = "mutations")]
+pub mod mutation;
+#[cfg(not(feature = "mutations"))]
+mod mutation;
+pub mod phase;
+pub mod placement;
+mod protect;
 pub mod register;
+mod rejoin;
+pub mod report;
+mod resume;
+mod state;
+mod switchover;
+mod takeover;
 pub mod types;
+
+pub use lease::DRIFT_PPM;
+pub use mutation::Mutations;
+pub use state::{ARBITER_GONE_MS, Config, Found, State, Voting, step};

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::register::{Change, Conflict, Register};
-use crate::types::{BootId, Epoch, Incarnation, Node, Pact, RequestId, ResourceId};
+use crate::types::{BootId, Epoch, Generation, Incarnation, Node, Pact, RequestId, ResourceId};
 
 /// Most resources of one cluster: bounds every message.
 pub const RESOURCES_MAX: usize = 64;
@@ -12,7 +12,7 @@ pub const RESOURCES_MAX: usize = 64;
 pub type Registers = Vec<(ResourceId, Register)>;
 
 /// One wanted change, with the epoch it is based on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Cas {
     /// Which resource.
     pub resource: ResourceId,
@@ -23,12 +23,15 @@ pub struct Cas {
 }
 
 /// Node to arbiter.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum ToArbiter {
     /// Opens a session: new boot, or the arbiter is in a new incarnation.
     Hello {
         /// This boot of the node.
         boot: BootId,
+        /// The arbiter's run that this is meant for; a node that knows none is told by the refusal. A delayed hello
+        /// of an earlier run would otherwise count as heard with a mirror of long ago.
+        incarnation: Option<Incarnation>,
         /// What its mirror holds; `None`: the mirror cannot be read, so this node was not heard (rule 9, rule 10).
         mirror: Option<Registers>,
     },
@@ -38,7 +41,7 @@ pub enum ToArbiter {
         boot: BootId,
         /// The arbiter's run that this is meant for.
         incarnation: Incarnation,
-        /// Repeated in the answer, so that the node counts the lease from when *this* was sent.
+        /// The node's tick when this was sent; repeated in the answer, so that the lease counts from then.
         sequence: u64,
     },
     /// Changes for any number of resources: one durable write, a verdict each (rule 8).
@@ -66,10 +69,14 @@ pub enum ToArbiter {
 }
 
 /// Arbiter to node.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct FromArbiter {
     /// The arbiter's run.
     pub incarnation: Incarnation,
+    /// The boot that asked: an answer to an earlier boot of this node renews nothing.
+    pub boot: BootId,
+    /// Newest request of this node that was answered; a node that lost its mirror goes on counting from here.
+    pub answered: RequestId,
     /// The registers after whatever was asked.
     pub registers: Registers,
     /// True once both mirrors were heard in this incarnation: only then can anything be granted (rule 9).
@@ -79,7 +86,7 @@ pub struct FromArbiter {
 }
 
 /// Answers of the arbiter.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Answer {
     /// To `Hello`.
     Welcome,
@@ -102,7 +109,7 @@ pub enum Answer {
 }
 
 /// What became of one wanted change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Verdict {
     /// It is durable.
     Won,
@@ -115,7 +122,7 @@ pub enum Verdict {
 }
 
 /// Why a message was not even looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Refusal {
     /// Meant for another run of the arbiter: say hello.
     Incarnation,
@@ -132,17 +139,21 @@ pub enum Refusal {
 }
 
 /// Node to node, over the paired channel.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum ToPeer {
-    /// What the sender's mirror holds.
+    /// What the sender's mirror holds; also the sign of life.
     Mirror(Registers),
     /// Asks the standby to promise not to take over for T (section 3).
     RenewLease {
-        /// Repeated in the answer.
+        /// The holder's boot.
+        boot: BootId,
+        /// The holder's tick when this was sent; repeated in the answer.
         sequence: u64,
     },
     /// The promise; it counts from when the request was sent.
     LeasePromised {
+        /// From the request.
+        boot: BootId,
         /// From the request.
         sequence: u64,
     },
@@ -152,10 +163,8 @@ pub enum ToPeer {
         resource: ResourceId,
         /// The new pact.
         pact: Pact,
-        /// The holder's epoch.
-        epoch: Epoch,
         /// The standby's data generation seen at the canary.
-        generation: crate::types::Generation,
+        generation: Generation,
     },
     /// The marker is durable.
     Marked {
@@ -163,6 +172,13 @@ pub enum ToPeer {
         resource: ResourceId,
         /// The pact marked.
         pact: Pact,
+    },
+    /// The holder stopped cleanly, the standby holds its last record, and the arbiter was told (switchover).
+    HandOver {
+        /// Which resource.
+        resource: ResourceId,
+        /// Only at this epoch.
+        epoch: Epoch,
     },
     /// Rule 10: the standby gave up its marker for this pact, durably.
     Renounced {
@@ -174,7 +190,7 @@ pub enum ToPeer {
 }
 
 /// A message with its sender, as the arbiter sees it after authentication.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Authenticated {
     /// Proven by the channel's key.
     pub from: Node,

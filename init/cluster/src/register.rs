@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::types::{Epoch, Node, Pact};
 
 /// Who acknowledges writes, and on what condition (rule 1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Mode {
     /// The holder acknowledges only what the standby flushed; the standby may take over under this pact.
     Sync(Pact),
@@ -14,7 +14,7 @@ pub enum Mode {
 }
 
 /// The durable record of authority over one resource.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Register {
     /// Rises with every change.
     pub epoch: Epoch,
@@ -27,7 +27,7 @@ pub struct Register {
 }
 
 /// Why authority changed last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Reason {
     /// The resource was made.
     Founded,
@@ -35,20 +35,16 @@ pub enum Reason {
     Degraded,
     /// The holder was lost.
     TookOver,
-    /// The holder handed over.
-    HandedOver,
     /// The standby caught up.
     Protected,
     /// The holder came back after a restart of itself.
     Resumed,
     /// An operator said that the other machine is off.
     Forced,
-    /// The holder went on without an arbiter and told it afterwards.
-    Reported,
 }
 
 /// A change that a node asks for. Every one needs the epoch that the node believes in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Change {
     /// First register of a resource, by its founder; expects epoch zero.
     Found,
@@ -65,7 +61,7 @@ pub enum Change {
 }
 
 /// Why a change was refused by the register itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Conflict {
     /// The register has another epoch.
     Epoch,
@@ -88,12 +84,9 @@ pub fn apply(
 ) -> Result<Register, Conflict> {
     let Some(now) = current else {
         return match change {
-            Change::Found if expect == Epoch(0) => Ok(Register {
-                epoch: Epoch(1),
-                mode: Mode::Solo,
-                holder: asker,
-                reason: Reason::Founded,
-            }),
+            Change::Found if expect == Epoch(0) => {
+                Ok(Register { epoch: Epoch(1), mode: Mode::Solo, holder: asker, reason: Reason::Founded })
+            }
             Change::Found
             | Change::Degrade
             | Change::TakeOver(_)
@@ -117,7 +110,9 @@ pub fn apply(
         (Change::Protect(_), Mode::Sync(_)) => return Err(Conflict::Mode),
         (Change::Protect(pact), Mode::Solo) if by_holder => (Mode::Sync(pact), now.holder, Reason::Protected),
         (Change::Protect(_), Mode::Solo) => return Err(Conflict::Party),
-        (Change::Resume, mode @ (Mode::Sync(_) | Mode::Solo)) if by_holder => (mode, now.holder, Reason::Resumed),
+        (Change::Resume, mode @ (Mode::Sync(_) | Mode::Solo)) if by_holder => {
+            (mode, now.holder, Reason::Resumed)
+        }
         (Change::Resume, Mode::Sync(_) | Mode::Solo) => return Err(Conflict::Party),
         (Change::Force, Mode::Sync(_) | Mode::Solo) if by_holder => return Err(Conflict::Party),
         (Change::Force, Mode::Sync(_) | Mode::Solo) => (Mode::Solo, asker, Reason::Forced),

@@ -66,9 +66,19 @@ impl Epoch {
     }
 }
 
-/// Random id minted by each re-protect: names one promise "the standby has all that the holder acknowledges".
+/// Names one promise, "the standby has all that the holder acknowledges"; minted by each attempt to protect.
+///
+/// Ordered, so that a standby can tell an older promise from a newer one: attempts are counted within an epoch. The
+/// nonce keeps two histories apart that count the same epoch, as after an arbiter that went back in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Pact(pub u64);
+pub struct Pact {
+    /// The holder's epoch when it was minted.
+    pub epoch: Epoch,
+    /// Attempt within that epoch, from 1.
+    pub attempt: u32,
+    /// From the boot's nonce.
+    pub nonce: u64,
+}
 
 /// One boot of one node: a counter that PID 1 keeps on disk, with a nonce in case that disk was restored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -94,3 +104,20 @@ pub struct Generation(pub u64);
 /// Which cluster; minted once at pairing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ClusterId(pub u128);
+
+/// PostgreSQL's system identifier, or a volume's; data of another system is never touched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SystemId(pub u64);
+
+/// PostgreSQL's timeline; zero for volumes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Timeline(pub u32);
+
+/// What was seen of the world. A missed deadline makes it `Unknown`, never the old value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Observed<T> {
+    /// Seen, and nothing since could have changed it without telling.
+    Known(T),
+    /// Not seen, or no longer trusted.
+    Unknown,
+}

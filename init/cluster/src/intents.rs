@@ -1,0 +1,413 @@
+//! Asking for changes (rules 6, 8 and 9): one batch at a time, on disk before it is sent, open until it is answered or
+//! can no longer happen.
+
+use crate::action::{Action, Actions, Need, Outcome};
+use crate::disk::Intent;
+use crate::event::Timer;
+use crate::message::{Answer, Cas, FromArbiter, Refusal, Registers, ToArbiter, Verdict};
+use crate::mutation::Mutation;
+use crate::phase::Phase;
+use crate::register::{self, Change, Mode};
+use crate::state::{ARBITER_GONE_MS, LEFT_MAX, RETRY_MS, State, Voting};
+use crate::types::{Epoch, Generation, Incarnation, Observed, RequestId, ResourceId, Tick};
+
+/// An unanswered batch is sent again after this long.
+const RESEND_MS: u64 = 500;
+
+impl State {
+    pub(crate) fn hear_arbiter(&mut self, now: Tick, message: &FromArbiter, out: &mut Actions) {
+        if message.boot != self.boot || self.config.voting != Voting::Arbiter {
+            return;
+        }
+        let gullible = self.broken(Mutation::IncarnationIgnored);
+        let established = self.arbiter.session == Some(message.incarnation) || gullible;
+        match &message.answer {
+            Answer::Refused(Refusal::Incarnation | Refusal::Session) => {
+                return self.greet(now, message.incarnation, out);
+            }
+            Answer::Refused(Refusal::Amnesia) => {
+                self.arbiter.amnesia = true;
+                return;
+            }
+            // An older boot than the newest known: this node's counter went back, and only its next boot can help.
+            Answer::Refused(Refusal::Boot | Refusal::TooLarge) => return,
+            Answer::Welcome if self.arbiter.greeting == Some(message.incarnation) || gullible => {
+                self.arbiter.session = Some(message.incarnation);
+                self.arbiter.amnesia = false;
+            }
+            Answer::Welcome => return,
+            Answer::Refused(Refusal::Request)
+            | Answer::Renewed { .. }
+            | Answer::Verdicts { .. }
+            | Answer::Released => {
+                if !established {
+                    return;
+                }
+            }
+        }
+        self.arbiter.silent = false;
+        self.arbiter.gone = false;
+        self.arbiter.heard_both = message.heard_both;
+        // What an arbiter says that has heard both nodes is the truth, also to a node that lost its own record.
+        self.mirror_readable |= message.heard_both;
+        self.arm(Timer::ArbiterSilent, now.plus(self.config.lease_ms));
+        self.arm(Timer::ArbiterGone, now.plus(ARBITER_GONE_MS));
+        self.adopt(&message.registers);
+        for seat in self.seats.values_mut() {
+            seat.learned = true;
+        }
+        self.mirror.request = self.mirror.request.max(message.answered);
+        match &message.answer {
+            Answer::Renewed { sequence } => self.extend_lease(now, *sequence, out),
+            Answer::Verdicts { request, verdicts } => self.verdicts(now, *request, verdicts),
+            Answer::Refused(Refusal::Request) => self.close_superseded(message.answered),
+            Answer::Welcome | Answer::Released => {}
+            Answer::Refused(
+                Refusal::Incarnation
+                | Refusal::Session
+                | Refusal::Amnesia
+                | Refusal::Boot
+                | Refusal::TooLarge,
+            ) => {}
+        }
+    }
+
+    /// The arbiter runs as this incarnation; one that was left behind never comes back (rule 9).
+    fn greet(&mut self, now: Tick, incarnation: Incarnation, out: &mut Actions) {
+        let arbiter = &mut self.arbiter;
+        if arbiter.left.contains(&incarnation) {
+            return;
+        }
+        if let Some(old) = arbiter.greeting.replace(incarnation).filter(|old| *old != incarnation) {
+            arbiter.left.truncate(LEFT_MAX - 1);
+            arbiter.left.insert(0, old);
+        }
+        arbiter.session = None;
+        arbiter.heard_both = false;
+        self.hello(now, out);
+    }
+
+    pub(crate) fn hello(&mut self, now: Tick, out: &mut Actions) {
+        let hello = ToArbiter::Hello {
+            boot: self.boot,
+            incarnation: self.arbiter.greeting,
+            mirror: self.mirror_readable.then(|| self.registers()),
+        };
+        self.tell(now, out, Action::ToArbiter(hello), vec![]);
+    }
+
+    pub(crate) fn registers(&self) -> Registers {
+        self.mirror.registers.iter().map(|(id, r)| (*id, *r)).collect()
+    }
+
+    /// Takes what is newer. Epochs only rise, so an old message teaches nothing.
+    pub(crate) fn adopt(&mut self, registers: &Registers) {
+        for (resource, register) in registers {
+            let old = self.mirror.registers.get(resource);
+            if !self.seats.contains_key(resource) || old.is_some_and(|old| old.epoch >= register.epoch) {
+                continue;
+            }
+            let newly_mine =
+                register.holder == self.config.me && old.is_none_or(|old| old.holder != self.config.me);
+            if newly_mine {
+                let claimed =
+                    self.mirror.intent.iter().flat_map(|i| &i.items).find(|(c, _)| c.resource == *resource);
+                // Without a claim of ours there is no record of the data it was won with, and none is made up.
+                match claimed.map(|(_, generation)| *generation) {
+                    Some(generation) => self.mirror.won.insert(*resource, generation),
+                    None => self.mirror.won.remove(resource),
+                };
+            }
+            self.mirror.registers.insert(*resource, *register);
+            self.mirror.no_arbiter.remove(resource);
+        }
+        let overtaken = |(cas, _): &(Cas, Generation)| {
+            self.mirror.registers.get(&cas.resource).is_some_and(|r| r.epoch > cas.expect)
+        };
+        if self.mirror.intent.as_ref().is_some_and(|intent| intent.items.iter().all(overtaken)) {
+            self.mirror.intent = None;
+        }
+    }
+
+    fn close_superseded(&mut self, answered: RequestId) {
+        if self.mirror.intent.as_ref().is_some_and(|intent| intent.request < answered) {
+            self.mirror.intent = None;
+        }
+    }
+
+    fn verdicts(&mut self, now: Tick, request: RequestId, verdicts: &[Verdict]) {
+        let Some(intent) = self.mirror.intent.take_if(|intent| intent.request == request) else { return };
+        for ((cas, _), verdict) in intent.items.iter().zip(verdicts) {
+            let r = cas.resource;
+            if !self.seats.contains_key(&r)
+                || self.register(r).map_or(Epoch(0), |reg| reg.epoch) != cas.expect
+            {
+                continue; // Won, or lost to something newer: the register itself says what follows.
+            }
+            match verdict {
+                Verdict::Won => {}
+                Verdict::Lost(_) | Verdict::HolderAlive | Verdict::NotHeard => self.refused(now, r),
+            }
+        }
+    }
+
+    /// The change certainly did not happen.
+    fn refused(&mut self, now: Tick, r: ResourceId) {
+        self.arm(Timer::Retry(Some(r)), now.plus(RETRY_MS));
+        match self.seat(r).phase {
+            Phase::Claiming | Phase::Forcing => {
+                self.seat_mut(r).forced = false;
+                self.go(r, Phase::Attaching);
+            }
+            Phase::Protecting => self.give_up(now, r),
+            Phase::Founding => self.go(r, Phase::Unlearned),
+            // They ask again: nothing else can get them on.
+            Phase::Resuming | Phase::Reporting | Phase::Degrading => {}
+            // The asking was given up, or is from before a restart.
+            Phase::Unlearned
+            | Phase::Starting
+            | Phase::HeldBack
+            | Phase::Admitting
+            | Phase::Alone
+            | Phase::Arming
+            | Phase::Barrier
+            | Phase::Canary
+            | Phase::Marking
+            | Phase::Disarming
+            | Phase::Sync
+            | Phase::Recording
+            | Phase::Dropping
+            | Phase::HandingOver
+            | Phase::Released
+            | Phase::Fenced
+            | Phase::Inspecting
+            | Phase::Clearing
+            | Phase::Rewinding
+            | Phase::Cloning
+            | Phase::Attaching
+            | Phase::Following
+            | Phase::Renouncing
+            | Phase::Stopping
+            | Phase::Checking
+            | Phase::Promoting
+            | Phase::Refused => {}
+        }
+    }
+
+    /// What the phase asks for.
+    fn wanted_change(&self, r: ResourceId) -> Option<Change> {
+        let seat = self.seat(r);
+        match seat.phase {
+            Phase::Founding => Some(Change::Found),
+            Phase::Resuming => Some(Change::Resume),
+            Phase::Reporting | Phase::Degrading => Some(Change::Degrade),
+            Phase::Protecting => seat.pact.map(Change::Protect),
+            Phase::Claiming => seat.pact.map(Change::TakeOver),
+            Phase::Forcing => Some(Change::Force),
+            Phase::Unlearned
+            | Phase::Starting
+            | Phase::HeldBack
+            | Phase::Admitting
+            | Phase::Alone
+            | Phase::Arming
+            | Phase::Barrier
+            | Phase::Canary
+            | Phase::Marking
+            | Phase::Disarming
+            | Phase::Sync
+            | Phase::Recording
+            | Phase::Dropping
+            | Phase::HandingOver
+            | Phase::Released
+            | Phase::Fenced
+            | Phase::Inspecting
+            | Phase::Clearing
+            | Phase::Rewinding
+            | Phase::Cloning
+            | Phase::Attaching
+            | Phase::Following
+            | Phase::Renouncing
+            | Phase::Stopping
+            | Phase::Checking
+            | Phase::Promoting
+            | Phase::Refused => None,
+        }
+    }
+
+    fn wanted_items(&self) -> Vec<(Cas, Generation)> {
+        let item = |r: &ResourceId| {
+            let change = self.wanted_change(*r).filter(|_| !self.armed(Timer::Retry(Some(*r))))?;
+            let Observed::Known(control) = self.seat(*r).control else { return None };
+            let expect = self.register(*r).map_or(Epoch(0), |reg| reg.epoch);
+            Some((Cas { resource: *r, expect, change }, control.generation))
+        };
+        self.config.resources.iter().filter_map(item).collect()
+    }
+
+    /// Opens the next batch, and sends the open one once it is on disk. True: registers changed here and now.
+    pub(crate) fn advance_intent(&mut self, now: Tick, out: &mut Actions) -> bool {
+        if self.config.voting != Voting::Arbiter {
+            return self.decide_alone(now, out);
+        }
+        if self.mirror.intent.is_none() {
+            let items = self.wanted_items();
+            if items.is_empty() || !self.mirror_readable {
+                return false;
+            }
+            self.mirror.request = RequestId(self.mirror.request.0 + 1);
+            self.mirror.intent = Some(Intent { request: self.mirror.request, items });
+            self.timers.remove(&Timer::Resend);
+        }
+        let Some(intent) = self.mirror.intent.clone() else { return false };
+        let durable = self.durable.as_ref().is_some_and(|m| m.intent.as_ref() == Some(&intent));
+        let (Some(incarnation), false) = (self.arbiter.session, self.armed(Timer::Resend)) else {
+            return false;
+        };
+        if !durable && !self.broken(Mutation::IntentNotDurable) {
+            return false;
+        }
+        self.arm(Timer::Resend, now.plus(RESEND_MS));
+        let items = intent.items.iter().map(|(cas, _)| *cas).collect();
+        let batch = ToArbiter::Batch { boot: self.boot, incarnation, request: intent.request, items };
+        self.tell(now, out, Action::ToArbiter(batch), vec![Need::IntentDurable(intent.request)]);
+        false
+    }
+
+    /// Without an arbiter the two nodes' own files are all there is (section 5).
+    fn decide_alone(&mut self, now: Tick, out: &mut Actions) -> bool {
+        let mut changed = false;
+        for (cas, generation) in self.wanted_items() {
+            let against_peer = matches!(cas.change, Change::Degrade | Change::TakeOver(_));
+            if against_peer && self.config.voting == Voting::FenceDevice && !self.peer_off {
+                self.issue(now, out, None, Action::FencePeer, vec![]);
+                continue;
+            }
+            let current = self.mirror.registers.get(&cas.resource);
+            let Ok(next) = register::apply(current, cas.expect, self.config.me, cas.change) else { continue };
+            if current.is_none_or(|old| old.holder != next.holder) {
+                self.mirror.won.insert(cas.resource, generation);
+            }
+            self.mirror.registers.insert(cas.resource, next);
+            changed = true;
+        }
+        changed
+    }
+
+    pub(crate) fn peer_mirror(&mut self, registers: &Registers) {
+        self.peer_consulted = true;
+        for (r, theirs) in registers {
+            let ours = self.register(*r);
+            if let Some(seat) = self.seats.get_mut(r) {
+                seat.split |= ours.is_some_and(|ours| ours.epoch == theirs.epoch && ours != *theirs);
+            }
+        }
+        self.adopt(registers);
+        if self.config.voting != Voting::Arbiter {
+            self.mirror_readable = true;
+            for seat in self.seats.values_mut() {
+                seat.learned = true;
+            }
+        }
+    }
+
+    pub(crate) fn advance_mirror(&mut self, now: Tick, out: &mut Actions) {
+        if self.mirror_readable && self.writing.is_none() && self.durable.as_ref() != Some(&self.mirror) {
+            let next = self.mirror.clone();
+            if self.issue(now, out, None, Action::WriteMirror(next.clone()), vec![]) {
+                self.writing = Some(next);
+            }
+        }
+    }
+
+    pub(crate) fn mirror_written(&mut self, now: Tick, outcome: Outcome) {
+        let written = self.writing.take();
+        match outcome {
+            Outcome::Done(_) => self.durable = written,
+            Outcome::Failed => self.arm(Timer::Retry(None), now.plus(RETRY_MS)),
+            Outcome::TimedOut => {
+                self.durable = None;
+                self.arm(Timer::Retry(None), now.plus(RETRY_MS));
+            }
+        }
+    }
+
+    /// A change of this resource is open, or a crash now would open it again.
+    pub(crate) fn intent_open(&self, r: ResourceId, which: fn(&Change) -> bool) -> bool {
+        let holds = |mirror: &crate::disk::Mirror| {
+            let mut items = mirror.intent.iter().flat_map(|i| &i.items);
+            items.any(|(cas, _)| cas.resource == r && which(&cas.change))
+        };
+        holds(&self.mirror)
+            || self.writing.as_ref().is_some_and(holds)
+            || self.durable.as_ref().is_none_or(holds)
+    }
+
+    pub(crate) fn take_over_open(&self, r: ResourceId) -> bool {
+        self.intent_open(r, |change| matches!(change, Change::TakeOver(_) | Change::Force))
+    }
+
+    /// What a changed register means for the phase.
+    pub(crate) fn settle(&mut self, r: ResourceId) {
+        let Some(register) = self.register(r) else { return };
+        if register.epoch == self.seat(r).epoch {
+            return;
+        }
+        let mine = register.holder == self.config.me;
+        let solo = register.mode == Mode::Solo;
+        let next = match self.seat(r).phase {
+            // These look at the register when they go on.
+            Phase::Unlearned | Phase::Fenced | Phase::Refused => return,
+            Phase::Founding | Phase::Resuming if mine => Phase::Starting,
+            Phase::Founding | Phase::Resuming => Phase::Unlearned,
+            Phase::Reporting if mine && solo => Phase::Alone,
+            Phase::Degrading if mine && solo => Phase::Dropping,
+            Phase::Protecting
+                if mine && register.mode == self.seat(r).pact.map_or(Mode::Solo, Mode::Sync) =>
+            {
+                Phase::Sync
+            }
+            Phase::Claiming if mine => {
+                // What is on the disk is looked at again before it is promoted.
+                self.seat_mut(r).control = Observed::Unknown;
+                Phase::Checking
+            }
+            Phase::Forcing if mine => Phase::Promoting,
+            Phase::Claiming | Phase::Forcing => Phase::Attaching,
+            Phase::Released => return self.forget(r),
+            Phase::Starting
+            | Phase::HeldBack
+            | Phase::Admitting
+            | Phase::Alone
+            | Phase::Reporting
+            | Phase::Arming
+            | Phase::Barrier
+            | Phase::Canary
+            | Phase::Marking
+            | Phase::Protecting
+            | Phase::Disarming
+            | Phase::Sync
+            | Phase::Degrading
+            | Phase::Recording
+            | Phase::Dropping
+            | Phase::HandingOver
+            | Phase::Checking
+            | Phase::Promoting => Phase::Fenced,
+            Phase::Inspecting
+            | Phase::Clearing
+            | Phase::Rewinding
+            | Phase::Cloning
+            | Phase::Attaching
+            | Phase::Following
+            | Phase::Renouncing
+            | Phase::Stopping => {
+                if !mine {
+                    self.seat_mut(r).epoch = register.epoch;
+                    return;
+                }
+                Phase::Fenced
+            }
+        };
+        self.seat_mut(r).forced = false;
+        self.go(r, next);
+    }
+}

@@ -1,0 +1,109 @@
+//! Leases and promises (section 3): they bound side effects, never decide about data.
+
+use crate::action::{Action, Actions};
+use crate::event::Timer;
+use crate::message::{ToArbiter, ToPeer};
+use crate::mutation::Mutation;
+use crate::phase::Phase;
+use crate::state::{State, Voting};
+use crate::types::{BootId, ResourceId, Tick};
+
+/// Clocks may differ in speed by this much, in parts per million; a lease allows for it twice.
+pub const DRIFT_PPM: u64 = 1_000;
+/// Renewals per lease.
+const BEATS: u64 = 6;
+
+impl State {
+    /// Somebody else could be granted the resource while this node serves it.
+    pub(crate) fn needs_lease(&self, r: ResourceId) -> bool {
+        let phase = self.seat(r).phase;
+        let outstanding =
+            self.pact(r).is_some() && self.mirror.no_arbiter.get(&r) != Some(&self.seat(r).epoch);
+        self.config.voting == Voting::Arbiter && phase.serves() && (outstanding || phase == Phase::Protecting)
+    }
+
+    pub(crate) fn any_needs_lease(&self) -> bool {
+        self.config.resources.iter().any(|r| self.needs_lease(*r))
+    }
+
+    /// There is a lease, or none is needed in this mode.
+    pub(crate) fn leased(&self) -> bool {
+        self.config.voting != Voting::Arbiter
+            || self.armed(Timer::LeaseEnd)
+            || self.broken(Mutation::NoLeaseBeforeSync)
+    }
+
+    pub(crate) fn beat(&mut self, now: Tick, out: &mut Actions) {
+        let lease_ms = self.config.lease_ms;
+        self.arm(Timer::Beat, now.plus(lease_ms / BEATS));
+        if self.config.voting == Voting::Arbiter {
+            match self.arbiter.session {
+                Some(incarnation) => {
+                    let renew = ToArbiter::Renew { boot: self.boot, incarnation, sequence: now.0 };
+                    self.tell(now, out, Action::ToArbiter(renew), vec![]);
+                }
+                None => self.hello(now, out),
+            }
+        }
+        let durable = self.durable.iter().flat_map(|m| &m.registers).map(|(id, r)| (*id, *r)).collect();
+        self.send_peer(now, out, ToPeer::Mirror(durable));
+        let mut lease_wanted = false;
+        for r in self.config.resources.clone() {
+            lease_wanted |= self.holds(r) && (self.pact(r).is_some() || self.seat(r).phase == Phase::Marking);
+            self.repeat_mark(now, r, out);
+            self.repeat_release(now, r, out);
+            self.repeat_renounced(now, r, out);
+        }
+        if lease_wanted {
+            self.send_peer(now, out, ToPeer::RenewLease { boot: self.boot, sequence: now.0 });
+        }
+        if !self.any_needs_lease() {
+            self.tell(now, out, Action::Deadman(now.plus(lease_ms)), vec![]);
+        }
+        if self.gate_open {
+            self.tell(now, out, Action::OpenGate, vec![]);
+        }
+    }
+
+    /// A renewal that was sent at `sequence` was heard.
+    pub(crate) fn extend_lease(&mut self, now: Tick, sequence: u64, out: &mut Actions) {
+        let span_ms = self.config.lease_ms - self.config.lease_ms * 2 * DRIFT_PPM / 1_000_000;
+        let end = Tick(sequence).plus(span_ms);
+        let later = self.timers.get(&Timer::LeaseEnd).is_none_or(|old| *old < end);
+        if sequence <= now.0 && end > now && later {
+            self.arm(Timer::LeaseEnd, end);
+            if self.any_needs_lease() {
+                self.tell(now, out, Action::Deadman(end), vec![]);
+            }
+        }
+    }
+
+    /// The holder asks this node not to take over for T.
+    pub(crate) fn promise(&mut self, now: Tick, boot: BootId, sequence: u64, out: &mut Actions) {
+        let open = self.config.resources.iter().any(|r| {
+            self.take_over_open(*r)
+                || matches!(self.seat(*r).phase, Phase::Stopping | Phase::Claiming | Phase::Forcing)
+        });
+        if open && !self.broken(Mutation::PromiseWithTakeOverOpen) {
+            return;
+        }
+        self.arm(Timer::Promise, now.plus(self.config.lease_ms));
+        self.send_peer(now, out, ToPeer::LeasePromised { boot, sequence });
+    }
+
+    /// The end without Solo: first nobody is answered any more, then everything is killed.
+    pub(crate) fn lease_ended(&mut self, now: Tick, out: &mut Actions) {
+        if self.broken(Mutation::LeaseEndIgnored) {
+            return;
+        }
+        for r in self.config.resources.clone() {
+            if self.needs_lease(r) {
+                if self.gate_open {
+                    self.gate_open = false;
+                    self.tell(now, out, Action::CloseGate, vec![]);
+                }
+                self.go(r, Phase::Fenced);
+            }
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Boot as nobody (rule 5), and the way of a holder back to serving.
+
+use crate::action::{Action, Actions, Need};
+use crate::event::Link;
+use crate::mutation::Mutation;
+use crate::phase::Phase;
+use crate::state::State;
+use crate::types::{Observed, ResourceId, Tick};
+
+impl State {
+    pub(crate) fn unlearned(&mut self, now: Tick, r: ResourceId, out: &mut Actions) {
+        let Observed::Known(control) = self.seat(r).control else {
+            self.issue(now, out, Some(r), Action::ReadControl, vec![]);
+            return;
+        };
+        if self.seat(r).split {
+            return self.go(r, Phase::Refused);
+        }
+        let Some(register) = self.register(r) else { return };
+        let mine = register.holder == self.config.me;
+        if mine && self.broken(Mutation::RoleFromDisk) {
+            return self.go(r, Phase::Starting);
+        }
+        let as_won = self.mirror.won.get(&r) == Some(&control.generation)
+            || self.broken(Mutation::GenerationNotCheckedOnResume);
+        if !self.seat(r).learned {
+            // Rule 10: the standby gave its marker up, so its word is enough while the arbiter is away.
+            let alone = self.mirror.no_arbiter.get(&r) == Some(&register.epoch);
+            if mine && alone && as_won && self.arbiter.gone && self.peer_consulted {
+                self.go(r, Phase::Starting);
+            }
+            return;
+        }
+        if !mine {
+            return self.go(r, if self.seat(r).running { Phase::Fenced } else { Phase::Inspecting });
+        }
+        if self.intent_open(r, |_| true) {
+            return; // The answer to what was asked before the restart comes first.
+        }
+        if !as_won {
+            return self.go(r, Phase::Refused);
+        }
+        let unraised = self.broken(Mutation::EpochNotRaisedOnResume);
+        self.go(r, if unraised { Phase::Starting } else { Phase::Resuming });
+    }
+
+    fn acknowledges_alone(&self, r: ResourceId) -> bool {
+        self.pact(r).is_none() || self.mirror.no_arbiter.get(&r) == Some(&self.seat(r).epoch)
+    }
+
+    pub(crate) fn starting(&mut self, now: Tick, r: ResourceId, out: &mut Actions) {
+        let alone = self.acknowledges_alone(r);
+        if self.register_durable(r) && (alone || self.leased()) {
+            let needs = vec![Need::RegisterDurable(r, self.seat(r).epoch)];
+            self.issue(now, out, Some(r), Action::Serve { sync: !alone }, needs);
+        }
+    }
+
+    pub(crate) fn served(&mut self, r: ResourceId, done: bool) {
+        if self.seat(r).phase == Phase::Starting {
+            let next = match (done, self.acknowledges_alone(r)) {
+                (false, _) => Phase::Fenced,
+                (true, true) => Phase::Alone,
+                (true, false) => Phase::HeldBack,
+            };
+            self.go(r, next);
+        }
+    }
+
+    /// What recovery brought back was perhaps acknowledged to nobody and is on no other disk: it is shown to nobody
+    /// until the standby has it or Solo is won.
+    pub(crate) fn held_back(&mut self, now: Tick, r: ResourceId, out: &mut Actions) {
+        if self.standby_is_lost(r) {
+            return self.leave_sync(r);
+        }
+        if self.seat(r).link == Observed::Known(Link::AtHead) {
+            self.issue(now, out, Some(r), Action::Canary, vec![]);
+        }
+    }
+}

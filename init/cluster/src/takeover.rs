@@ -1,0 +1,152 @@
+//! Taking over (rules 3 and 7), and giving the marker up (rule 10).
+
+use crate::action::{Action, Actions, Need};
+use crate::disk::Marker;
+use crate::event::{Link, Timer};
+use crate::message::ToPeer;
+use crate::mutation::Mutation;
+use crate::phase::Phase;
+use crate::state::{State, Voting};
+use crate::types::{Observed, Pact, ResourceId, Tick};
+
+impl State {
+    fn marker(&self, r: ResourceId) -> Option<Marker> {
+        match self.seat(r).marker {
+            Observed::Known(file) => file.marker,
+            Observed::Unknown => None,
+        }
+    }
+
+    /// The marker speaks of the data that is here, for this promise.
+    fn marker_is_good(&self, r: ResourceId, pact: Pact) -> bool {
+        let Observed::Known(control) = self.seat(r).control else { return false };
+        self.marker(r).is_some_and(|m| m.pact == pact && m.generation == control.generation)
+    }
+
+    /// The pact under which this node may ask for the resource now.
+    pub(crate) fn claim(&self, r: ResourceId) -> Option<Pact> {
+        let register = self.register(r)?;
+        let pact = self.pact(r).filter(|_| register.holder == self.config.me.peer())?;
+        let seat = self.seat(r);
+        let vote = match self.config.voting {
+            Voting::Arbiter => {
+                self.arbiter.session.is_some() && !self.arbiter.silent && self.arbiter.heard_both
+            }
+            // Within one unbroken boot in which the peer was met: never boot, fence, promote.
+            Voting::FenceDevice => self.peer_consulted,
+            Voting::Strict | Voting::PrimaryBiased => false,
+        };
+        let handed_over = seat.handed_over == Some(register.epoch);
+        let lost =
+            self.peer_silent && seat.link != Observed::Known(Link::AtHead) && !self.armed(Timer::Promise);
+        let marked = self.marker_is_good(r, pact) || self.broken(Mutation::TakeOverWithoutMarker);
+        let free =
+            !self.frozen() && !self.drained && self.mirror_readable && !self.armed(Timer::Retry(Some(r)));
+        (vote && (handed_over || lost) && marked && seat.marker_wanted.is_none() && free && seat.learned)
+            .then_some(pact)
+    }
+
+    pub(crate) fn start_claim(&mut self, r: ResourceId) -> bool {
+        let claims = self.claim(r).is_some();
+        if claims {
+            self.go(r, Phase::Stopping);
+        }
+        claims
+    }
+
+    /// An operator takes what the peer holds; the price was shown ([`State::price`]).
+    pub(crate) fn force(&mut self, r: ResourceId) {
+        let Some(seat) = self.seats.get_mut(&r) else { return };
+        if matches!(seat.phase, Phase::Following | Phase::Inspecting | Phase::Attaching) {
+            seat.forced = true;
+            self.go(r, Phase::Stopping);
+        }
+    }
+
+    pub(crate) fn stopped_following(&mut self, r: ResourceId, done: bool) {
+        if self.seat(r).phase == Phase::Stopping && done {
+            self.claim_or_return(r);
+        }
+    }
+
+    fn claim_or_return(&mut self, r: ResourceId) {
+        self.seat_mut(r).link = Observed::Known(Link::Down);
+        if self.seat(r).forced {
+            return self.go(r, Phase::Forcing);
+        }
+        match self.pact(r) {
+            Some(pact) if self.register(r).is_some_and(|reg| reg.holder == self.config.me.peer()) => {
+                self.seat_mut(r).pact = Some(pact);
+                self.go(r, Phase::Claiming);
+            }
+            Some(_) | None => self.go(r, Phase::Inspecting),
+        }
+    }
+
+    pub(crate) fn taking_over(&mut self, now: Tick, r: ResourceId, out: &mut Actions) {
+        let epoch = self.seat(r).epoch;
+        let phase = self.seat(r).phase;
+        if phase == Phase::Stopping {
+            if self.broken(Mutation::ReceiverNotStopped) {
+                self.claim_or_return(r);
+            } else if !self.busy(r) {
+                self.issue(now, out, Some(r), Action::StopFollowing, vec![]);
+            }
+        } else if phase == Phase::Checking {
+            let good = self.seat(r).pact.is_some_and(|pact| self.marker_is_good(r, pact));
+            match self.seat(r).control {
+                _ if self.broken(Mutation::MarkerNotRechecked) => self.go(r, Phase::Promoting),
+                Observed::Unknown => {
+                    self.issue(now, out, Some(r), Action::ReadControl, vec![]);
+                }
+                Observed::Known(_) => self.go(r, if good { Phase::Promoting } else { Phase::Refused }),
+            }
+        } else if phase == Phase::Promoting && self.register_durable(r) {
+            let needs = vec![Need::RegisterDurable(r, epoch), Need::NotFollowing(r)];
+            self.issue(now, out, Some(r), Action::Promote, needs);
+        }
+    }
+
+    pub(crate) fn following(&mut self, r: ResourceId) {
+        let pact = self.pact(r);
+        if self.seat(r).phase == Phase::Renouncing {
+            if self.clear_marker(r, pact) {
+                self.go(r, Phase::Following);
+            }
+            return;
+        }
+        if self.start_claim(r) {
+            return;
+        }
+        let Some(pact) = pact else { return };
+        // A standby whose marker is not this promise's can never take over under it, so it says so, and the holder
+        // makes a new one. While the arbiter is gone, a good marker is given up as well.
+        let arbiter_gone = self.config.voting == Voting::Arbiter && self.arbiter.gone && !self.peer_silent;
+        let settled = self.seat(r).marker_wanted.is_none();
+        let useless = !self.marker_is_good(r, pact) || arbiter_gone;
+        if settled
+            && useless
+            && !self.renounced(r, pact)
+            && !self.take_over_open(r)
+            && !self.broken(Mutation::RenounceLast)
+        {
+            self.go(r, Phase::Renouncing);
+        }
+    }
+
+    /// On disk: no marker, and this pact will never be marked.
+    fn renounced(&self, r: ResourceId, pact: Pact) -> bool {
+        match self.seat(r).marker {
+            Observed::Known(file) => file.marker.is_none() && file.last >= Some(pact),
+            Observed::Unknown => false,
+        }
+    }
+
+    pub(crate) fn repeat_renounced(&mut self, now: Tick, r: ResourceId, out: &mut Actions) {
+        let Some(pact) = self.pact(r).filter(|_| self.seat(r).phase == Phase::Following) else { return };
+        let early = self.broken(Mutation::RenounceLast) && self.arbiter.gone;
+        if (self.renounced(r, pact) && !self.take_over_open(r)) || early {
+            self.send_peer(now, out, ToPeer::Renounced { resource: r, pact });
+        }
+    }
+}
