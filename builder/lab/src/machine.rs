@@ -132,7 +132,7 @@ fn arguments(setup: &Setup, node: Node, dir: &Path, fds: &[i32]) -> Vec<OsString
     let [serial, operator, qmp] = [fds[4], fds[5], fds[6]];
     args.pair("-chardev", format!("socket,id=serial,fd={serial}")).pair("-serial", "chardev:serial");
     args.pair("-device", "virtio-serial-pci").pair("-chardev", format!("socket,id=operator,fd={operator}"));
-    args.pair("-device", format!("virtserialport,chardev=operator,name={OPERATOR_PORT}"));
+    args.pair("-device", format!("virtserialport,id=port,chardev=operator,name={OPERATOR_PORT}"));
     args.pair("-chardev", format!("socket,id=qmp,fd={qmp}")).pair("-mon", "chardev=qmp,mode=control");
     args.pair("-device", "virtio-rng-pci").pair("-device", "i6300esb").pair("-action", "watchdog=reset");
     args.0
