@@ -4,7 +4,7 @@
 use dyad_api::control::{Answer, CAPTURE_MAX, ExitStatus, Finished, Oneshot, PhaseState, Refusal};
 use dyad_sys::signals::Exit;
 use rustix::event::epoll;
-use rustix::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -133,6 +133,28 @@ struct Order<'a> {
     capture_max: u32,
 }
 
+impl<'a> Order<'a> {
+    /// The program, with its output going to these pipes.
+    fn program(&self, out: BorrowedFd<'a>, err: BorrowedFd<'a>) -> Program<'a> {
+        Program {
+            exec: self.exec,
+            env: self.env,
+            cwd: self.cwd,
+            uid: self.uid,
+            gid: self.gid,
+            groups: &[],
+            capabilities: None,
+            nofile: 0,
+            oom_score_adj: 0,
+            no_new_privs: false,
+            output: Output::Pipes(out, err),
+            listen: &[],
+            notify: false,
+            watchdog_ms: 0,
+        }
+    }
+}
+
 impl Core {
     /// Runs this program as `init --phase NAME` in a process of its own.
     pub(super) fn start_helper(&mut self, name: &str, kind: Kind, deadline_ms: u32) -> std::io::Result<()> {
@@ -193,22 +215,7 @@ impl Core {
             dyad_sys::spawn::keep(fd)
         };
         let (out, err) = (keep(out)?, keep(err)?);
-        let program = Program {
-            exec: order.exec,
-            env: order.env,
-            cwd: order.cwd,
-            uid: order.uid,
-            gid: order.gid,
-            groups: &[],
-            capabilities: None,
-            nofile: 0,
-            oom_score_adj: 0,
-            no_new_privs: false,
-            output: Output::Pipes(out_child.as_fd(), err_child.as_fd()),
-            listen: &[],
-            notify: false,
-            watchdog_ms: 0,
-        };
+        let program = order.program(out_child.as_fd(), err_child.as_fd());
         let at = self.jobs.list.iter().position(Option::is_none).unwrap_or(self.jobs.list.len());
         for (fd, token) in [(&out, Token::JobOut(at as u16)), (&err, Token::JobErr(at as u16))] {
             epoll::add(&self.epoll, fd, token.data(), epoll::EventFlags::IN)?;

@@ -58,7 +58,8 @@ pub fn stdout(what: &str, output: &Output) -> String {
 
 /// A definition of this tree with the overlay that lets tests run commands in the guest, written into a directory.
 pub fn with_test_agent(image: &str, dir: &Path) -> PathBuf {
-    let text = std::fs::read_to_string(root().join(format!("images/{image}.toml"))).expect("the definition is there");
+    let text = std::fs::read_to_string(root().join(format!("images/{image}.toml")))
+        .expect("the definition is there");
     let marked = text.replacen("overlays = [", "overlays = [\"test-agent\", ", 1);
     assert_ne!(text, marked, "images/{image}.toml has no line `overlays = [`");
     std::fs::create_dir_all(dir.join("images")).expect("the directory can be made");
@@ -107,7 +108,8 @@ impl Lab {
         let mut args = vec!["ctl", node, "--", "exec", "--json", "--"];
         args.extend_from_slice(argv);
         let text = self.ok(&args);
-        let value: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{argv:?} gave {text:?}: {e}"));
+        let value: Value =
+            serde_json::from_str(&text).unwrap_or_else(|e| panic!("{argv:?} gave {text:?}: {e}"));
         let field = |name: &str| value[name].as_str().unwrap_or_default().to_owned();
         (value["status"].as_i64().unwrap_or(-1), field("stdout"), field("stderr"))
     }

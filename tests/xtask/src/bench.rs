@@ -27,7 +27,16 @@ fn build(root: &Path) -> Result<()> {
         let definition = definition.to_str().context("the checkout's path is not UTF-8")?;
         let blocks = work.join(format!("blocks-{image}"));
         let out = work.join(image);
-        let args = ["build", definition, "--out", out.to_str().unwrap_or_default(), "--format", "raw", "--format", "qcow2"];
+        let args = [
+            "build",
+            definition,
+            "--out",
+            out.to_str().unwrap_or_default(),
+            "--format",
+            "raw",
+            "--format",
+            "qcow2",
+        ];
         let env = [("DYAD_BLOCK_CACHE", blocks.to_str().unwrap_or_default())];
         // The first build of all fills the package cache, so that only our own work is measured.
         sh::measure(root, dyad, &args, &env)?;

@@ -22,7 +22,11 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   bench NAME            build | boot: measured side by side in one run, printed as a table";
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("tests/xtask is two below the root").into()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .nth(2)
+        .expect("tests/xtask is two below the root")
+        .into()
 }
 
 fn run(args: &[&str]) -> Result<bool> {
@@ -36,13 +40,20 @@ fn run(args: &[&str]) -> Result<bool> {
         }
         ["fix"] => {
             sh::cargo(&root, &["fmt", "--all"])?;
-            sh::cargo(&root, &["clippy", "--workspace", "--all-targets", "--fix", "--allow-dirty", "--allow-staged"])?;
+            sh::cargo(
+                &root,
+                &["clippy", "--workspace", "--all-targets", "--fix", "--allow-dirty", "--allow-staged"],
+            )?;
             true
         }
         ["tidy"] => tidy::run(&root, false)?,
         ["tidy", "--ratchet"] => tidy::run(&root, true)?,
         ["update-golden"] => {
-            sh::cargo_env(&root, &["test", "--workspace", "--exclude", "dyad-vm-tests"], &[("UPDATE_GOLDEN", "1")])?;
+            sh::cargo_env(
+                &root,
+                &["test", "--workspace", "--exclude", "dyad-vm-tests"],
+                &[("UPDATE_GOLDEN", "1")],
+            )?;
             true
         }
         ["bench", name] => bench::run(&root, name)?,

@@ -20,8 +20,12 @@ pub(crate) fn cargo_env(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> Resu
 /// Runs a program with inherited output; an unsuccessful end is an error that repeats the command line.
 #[allow(clippy::disallowed_methods, reason = "this module is xtask's subprocess wrapper")]
 pub(crate) fn step(dir: &Path, program: &str, args: &[&str], env: &[(&str, &str)]) -> Result<()> {
-    let shown: Vec<String> =
-        env.iter().map(|(k, v)| format!("{k}={v}")).chain([program.to_owned()]).chain(args.iter().map(|a| (*a).to_owned())).collect();
+    let shown: Vec<String> = env
+        .iter()
+        .map(|(k, v)| format!("{k}={v}"))
+        .chain([program.to_owned()])
+        .chain(args.iter().map(|a| (*a).to_owned()))
+        .collect();
     let shown = shown.join(" ");
     println!("\n$ {shown}");
     let status = Command::new(program)

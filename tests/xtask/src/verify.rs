@@ -8,9 +8,26 @@ use crate::{sh, tidy};
 
 /// What the tests need beside Rust and a C compiler: the outside oracles that judge our bytes, and programs under test.
 pub(crate) const DEBIAN_PACKAGES: &[&str] = &[
-    "gpgv", "gnupg", "squashfs-tools", "cryptsetup-bin", "dosfstools", "mtools", "gdisk", "cpio", "binutils",
-    "qemu-utils", "qemu-system-x86", "ovmf", "postgresql-15", "postgresql-client-15", "iproute2", "iputils-ping", "ethtool",
-    "lvm2", "e2fsprogs", "dmsetup",
+    "gpgv",
+    "gnupg",
+    "squashfs-tools",
+    "cryptsetup-bin",
+    "dosfstools",
+    "mtools",
+    "gdisk",
+    "cpio",
+    "binutils",
+    "qemu-utils",
+    "qemu-system-x86",
+    "ovmf",
+    "postgresql-15",
+    "postgresql-client-15",
+    "iproute2",
+    "iputils-ping",
+    "ethtool",
+    "lvm2",
+    "e2fsprogs",
+    "dmsetup",
 ];
 
 /// The package that holds everything that boots machines.

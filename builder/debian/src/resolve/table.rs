@@ -39,7 +39,11 @@ pub(super) struct Table<'u> {
 }
 
 impl<'u> Table<'u> {
-    pub(super) fn new(universe: &'u Universe, pins: HashMap<String, PackageId>, omit: &'u BTreeSet<String>) -> Self {
+    pub(super) fn new(
+        universe: &'u Universe,
+        pins: HashMap<String, PackageId>,
+        omit: &'u BTreeSet<String>,
+    ) -> Self {
         Self { universe, pins, omit, nodes: HashMap::new(), broken: HashMap::new() }
     }
 
