@@ -43,6 +43,9 @@ enum Ask {
     Reboot,
     /// Run a program as root (images with a test agent only)
     Exec {
+        /// Print how it ended and what it wrote as one JSON object, and succeed however it ended
+        #[arg(long)]
+        json: bool,
         /// Milliseconds until it is killed
         #[arg(long, default_value_t = 60_000)]
         deadline_ms: u32,
@@ -54,24 +57,38 @@ enum Ask {
 
 /// Asks and prints the answer. A program run by `exec` that fails makes the command fail.
 pub(crate) fn run(state: &StateDir, node: &str, args: &[String]) -> Result<()> {
-    let call = match parse(args) {
-        Ok(call) => call,
+    let (call, shape) = match parse(args) {
+        Ok(parsed) => parsed,
         Err(e) => e.exit(),
     };
-    let exec = matches!(call, Call::Exec(_));
-    let logs = matches!(call, Call::Logs(_));
     let answer = ask(state, &Request::Operator { node: node.into(), call })?.value;
-    if exec {
-        return show_exec(&answer);
-    }
-    match answer.as_array() {
-        Some(lines) if logs => print(&lines.iter().map(log_line).collect::<String>()),
-        _ => print(&pretty(&answer)),
+    match (shape, answer.as_array()) {
+        (Shape::Exec, _) => show_exec(&answer),
+        (Shape::Logs, Some(lines)) => print(&lines.iter().map(log_line).collect::<String>()),
+        (Shape::Logs | Shape::Json, _) => print(&pretty(&answer)),
     }
 }
 
-fn parse(args: &[String]) -> std::result::Result<Call, clap::Error> {
-    Ok(match Ask::try_parse_from(args)? {
+/// How an answer is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    Json,
+    Logs,
+    Exec,
+}
+
+fn parse(args: &[String]) -> std::result::Result<(Call, Shape), clap::Error> {
+    let ask = Ask::try_parse_from(args)?;
+    let shape = match &ask {
+        Ask::Logs { .. } => Shape::Logs,
+        Ask::Exec { json: false, .. } => Shape::Exec,
+        _ => Shape::Json,
+    };
+    Ok((into_call(ask), shape))
+}
+
+fn into_call(ask: Ask) -> Call {
+    match ask {
         Ask::Status { json: _ } => Call::Status,
         Ask::Services => Call::Services,
         Ask::Credentials => Call::Credentials,
@@ -81,8 +98,8 @@ fn parse(args: &[String]) -> std::result::Result<Call, clap::Error> {
         Ask::Logs { service, lines } => Call::Logs(Logs { lines, service }),
         Ask::Poweroff => Call::PowerOff,
         Ask::Reboot => Call::Reboot,
-        Ask::Exec { deadline_ms, argv } => Call::Exec(Exec { argv, deadline_ms }),
-    })
+        Ask::Exec { deadline_ms, argv, json: _ } => Call::Exec(Exec { argv, deadline_ms }),
+    }
 }
 
 fn log_line(line: &Value) -> String {
@@ -106,15 +123,14 @@ mod tests {
     #[test]
     fn words_become_calls() {
         let call = |words: &str| parse(&words.split(' ').map(String::from).collect::<Vec<_>>());
-        assert_eq!(call("status --json").unwrap(), Call::Status);
+        assert_eq!(call("status --json").unwrap(), (Call::Status, Shape::Json));
         assert_eq!(
             call("logs postgresql -n 5").unwrap(),
-            Call::Logs(Logs { lines: 5, service: Some("postgresql".into()) })
+            (Call::Logs(Logs { lines: 5, service: Some("postgresql".into()) }), Shape::Logs)
         );
-        assert_eq!(
-            call("exec -- /bin/ls -l").unwrap(),
-            Call::Exec(Exec { argv: vec!["/bin/ls".into(), "-l".into()], deadline_ms: 60_000 })
-        );
+        let list = Call::Exec(Exec { argv: vec!["/bin/ls".into(), "-l".into()], deadline_ms: 60_000 });
+        assert_eq!(call("exec -- /bin/ls -l").unwrap(), (list.clone(), Shape::Exec));
+        assert_eq!(call("exec --json -- /bin/ls -l").unwrap(), (list, Shape::Json));
         assert!(call("dance").unwrap_err().to_string().contains("dance"));
     }
 }

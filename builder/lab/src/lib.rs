@@ -38,3 +38,4 @@ pub use cli::{Backend, LabArgs, LabCommand, UpArgs};
 pub use commands::{BuildImage, BuiltImage, LabEnv, run};
 pub use error::LabError;
 pub use machine::Accel;
+pub use tools::unpack as unpack_tools;

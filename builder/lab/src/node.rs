@@ -28,7 +28,7 @@ use crate::topology::{Node, Role};
 const STOP_WAIT: Duration = Duration::from_secs(120);
 /// How long a killed process may take to go.
 const KILL_WAIT: Duration = Duration::from_secs(10);
-/// How long the supervisor may take to answer.
+/// How long the supervisor may take to answer; on top of its own deadline where the call has one.
 const CALL_WAIT: Duration = Duration::from_secs(15);
 
 /// A node, whether its machine runs or not.
@@ -57,7 +57,14 @@ struct Machine {
     qmp: Arc<Qmp>,
     console: Arc<Console>,
     agent_open: Arc<Mutex<bool>>,
-    operator: Arc<Mutex<Client<UnixStream>>>,
+    operator: Arc<Mutex<Operator>>,
+}
+
+/// The operator's port: one call at a time.
+struct Operator {
+    client: Client<UnixStream>,
+    /// The client's socket again: where its deadlines are set.
+    socket: UnixStream,
 }
 
 impl NodeSlot {
@@ -127,7 +134,7 @@ impl NodeSlot {
                 _ => {}
             }
         })?;
-        operator.set_read_timeout(Some(CALL_WAIT)).doing("set a deadline on the operator's port")?;
+        let socket = operator.try_clone().doing("duplicate the operator's port")?;
         operator.set_write_timeout(Some(CALL_WAIT)).doing("set a deadline on the operator's port")?;
         Ok(Machine {
             pid,
@@ -138,7 +145,7 @@ impl NodeSlot {
             console: Console::start(serial, &self.dir.join("serial.log"))?,
             agent_open,
             // A fresh pair of sockets for every machine: no reply to an earlier client can be on it.
-            operator: Arc::new(Mutex::new(Client::new(operator, 1))),
+            operator: Arc::new(Mutex::new(Operator { client: Client::new(operator, 1), socket })),
         })
     }
 
@@ -277,12 +284,17 @@ impl NodeSlot {
             }
             Ok(m.operator.clone())
         })?;
-        let mut client = operator.lock().unwrap_or_else(PoisonError::into_inner);
-        match client.call(call) {
+        let mut operator = operator.lock().unwrap_or_else(PoisonError::into_inner);
+        let limit = match &call {
+            Call::Exec(exec) => CALL_WAIT + Duration::from_millis(exec.deadline_ms.into()),
+            _ => CALL_WAIT,
+        };
+        operator.socket.set_read_timeout(Some(limit)).doing("set a deadline on the operator's port")?;
+        match operator.client.call(call) {
             Ok(answer) => Ok(answer),
             Err(CallError::Io(e)) if e.kind() == std::io::ErrorKind::WouldBlock => Err(LabError::Deadline {
                 what: format!("{}'s supervisor did not answer", self.name()),
-                seconds: CALL_WAIT.as_secs(),
+                seconds: limit.as_secs(),
                 next: format!("`dyad lab logs {}` shows its console", self.name()),
             }),
             Err(e) => refuse(format!("{}: {e}", self.name())),

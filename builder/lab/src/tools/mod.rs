@@ -6,11 +6,13 @@ mod sets;
 
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
+
 use crate::error::{LabError, Result, refuse};
 use crate::firmware::{self, Firmware};
 use crate::process::{Program, on_host};
 use root::Root;
-use sets::Set;
+use sets::{FIRMWARE, PSQL, QEMU, Set};
 
 /// `packages` makes every tool come from packages, even where the host has it.
 const VARIABLE: &str = "DYAD_LAB_TOOLS";
@@ -47,7 +49,7 @@ pub(crate) fn qemu(say: &dyn Fn(&str)) -> Result<Qemu> {
     if let (true, Some(file)) = (host_counts()?, on_host("qemu-system-x86_64")) {
         return Ok(Qemu { program: Program::host(file), share: None });
     }
-    let root = Root::obtain(Set::Qemu, say)?;
+    let root = Root::obtain(QEMU, say)?;
     let file = root.file("usr/bin/qemu-system-x86_64")?;
     let mut program = root.program(file)?;
     // Accelerators are loadable modules, looked for where the package would be installed.
@@ -60,7 +62,7 @@ pub(crate) fn firmware(say: &dyn Fn(&str)) -> Result<Firmware> {
     if let (true, Some(found)) = (host_counts()?, firmware::below(Path::new("/"))) {
         return Ok(found);
     }
-    let root = Root::obtain(Set::Firmware, say)?;
+    let root = Root::obtain(FIRMWARE, say)?;
     firmware::below(root.path())
         .ok_or_else(|| LabError::NoTool { name: "UEFI firmware".into(), place: root.path().to_path_buf() })
 }
@@ -70,8 +72,20 @@ pub(crate) fn psql(say: &dyn Fn(&str)) -> Result<Psql> {
     if let (true, Some(file)) = (host_counts()?, on_host("psql")) {
         return Ok(Psql { program: Program::host(file), fresh: false });
     }
-    let root = Root::obtain(Set::Psql, say)?;
+    let root = Root::obtain(PSQL, say)?;
     // The package's /usr/bin/psql is a wrapper in Perl; this is the program.
     let file = root.file(&format!("usr/lib/postgresql/{}/bin/psql", sets::POSTGRESQL))?;
     Ok(Psql { program: root.program(file)?, fresh: root.fresh() })
+}
+
+/// Unpacks these packages with what they need, without their maintainer scripts, and returns the root directory: at once
+/// when the same names were unpacked before.
+pub fn unpack(packages: &[String], say: &dyn Fn(&str)) -> Result<PathBuf> {
+    let mut names: Vec<&str> = packages.iter().map(String::as_str).collect();
+    names.sort_unstable();
+    names.dedup();
+    let digest = Sha256::digest(names.join(" "));
+    let name: String = digest[..8].iter().map(|b| format!("{b:02x}")).collect();
+    let set = Set { name: &format!("set-{name}"), packages: &names, omitted: sets::NEVER_NEEDED };
+    Ok(Root::obtain(set, say)?.path().to_path_buf())
 }

@@ -35,14 +35,14 @@ pub(super) struct Root {
 
 impl Root {
     /// The set's root: the one in the cache, else a new one from the archive as it is today.
-    pub(super) fn obtain(set: Set, say: &dyn Fn(&str)) -> Result<Self> {
+    pub(super) fn obtain(set: Set<'_>, say: &dyn Fn(&str)) -> Result<Self> {
         let cache = Cache::open_default().map_err(|e| failed(set, e))?;
         let tools = cache.root().join("tools");
-        let link = tools.join(set.name());
+        let link = tools.join(set.name);
         if let Ok(path) = fs::canonicalize(&link) {
             return Ok(Root { path, fresh: false });
         }
-        say(&format!("{} is not on this host: taking it from Debian packages", set.name()));
+        say(&format!("{} is not on this host: taking it from Debian packages", set.name));
         let packages = packages(set, &cache).map_err(|e| failed(set, e))?;
         fs::create_dir_all(&tools).at("create directory", &tools)?;
         let path = tools.join(identity(&packages));
@@ -93,25 +93,25 @@ impl Root {
 }
 
 /// What could not be had, and the way around.
-fn failed(set: Set, error: impl std::fmt::Display) -> LabError {
+fn failed(set: Set<'_>, error: impl std::fmt::Display) -> LabError {
     LabError::Refused(format!(
         "{0} is not on this host and cannot be taken from Debian packages: {error}. Install {1} or repair the sources",
-        set.name(),
-        set.packages().join(" "),
+        set.name,
+        set.packages.join(" "),
     ))
 }
 
 type Fetched = (LockedPackage, PathBuf);
 
-fn packages(set: Set, cache: &Cache) -> std::result::Result<Vec<Fetched>, Box<dyn std::error::Error>> {
+fn packages(set: Set<'_>, cache: &Cache) -> std::result::Result<Vec<Fetched>, Box<dyn std::error::Error>> {
     let overrides = Overrides { suite: SUITE.into(), arch: ARCH.into(), ..Overrides::default() };
     let sources = Sources::discover(&overrides)?;
     let universe = sources.refresh(cache, Refresh { offline: false, now: clock::unix_now() }, &Silent)?;
     let mut packages = Vec::new();
-    for name in set.packages() {
+    for name in set.packages {
         packages.push(name.parse::<Wanted>()?);
     }
-    let omit = set.omitted().iter().map(|name| (*name).to_owned()).collect();
+    let omit = set.omitted.iter().map(|name| (*name).to_owned()).collect();
     let resolution = dyad_debian::resolve(&universe, &Request { packages, essential: false, omit })?;
     let locked: Vec<_> = resolution.packages.iter().map(dyad_debian::Selected::to_locked).collect();
     let paths = sources.fetch(cache, &locked, Fetch::default(), &Silent)?;

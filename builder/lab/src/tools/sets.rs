@@ -9,42 +9,42 @@ pub(super) const POSTGRESQL: &str = "15";
 
 /// Tools that are unpacked together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Set {
-    /// The emulator.
-    Qemu,
-    /// UEFI firmware.
-    Firmware,
-    /// PostgreSQL's client.
-    Psql,
-}
-
-impl Set {
+pub(super) struct Set<'a> {
     /// Its name in the cache and in messages.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Set::Qemu => "qemu",
-            Set::Firmware => "ovmf",
-            Set::Psql => "psql",
-        }
-    }
-
+    pub(super) name: &'a str,
     /// The packages asked for.
-    pub(super) fn packages(self) -> &'static [&'static str] {
-        match self {
-            Set::Qemu => &["qemu-system-x86"],
-            Set::Firmware => &["ovmf"],
-            Set::Psql => &["postgresql-client-15"],
-        }
-    }
-
+    pub(super) packages: &'a [&'a str],
     /// Packages left out with what only they need: what they hold is not used here.
-    pub(super) fn omitted(self) -> &'static [&'static str] {
-        match self {
-            // Network boot ROMs; helpers of the package's scripts; a server of guest file systems.
-            Set::Qemu => &["ipxe-qemu", "adduser", "acl", "fuse3", "debconf", "gcc-12-base"],
-            Set::Firmware => &[],
-            // The wrapper in Perl and what configures servers.
-            Set::Psql => &["postgresql-client-common", "sensible-utils", "debconf", "gcc-12-base", "adduser"],
-        }
-    }
+    pub(super) omitted: &'a [&'a str],
 }
+
+/// The emulator. Left out: network boot ROMs; helpers of the package's scripts; a server of guest file systems.
+pub(super) const QEMU: Set<'static> = Set {
+    name: "qemu",
+    packages: &["qemu-system-x86"],
+    omitted: &["ipxe-qemu", "adduser", "acl", "fuse3", "debconf", "gcc-12-base"],
+};
+
+/// UEFI firmware.
+pub(super) const FIRMWARE: Set<'static> = Set { name: "ovmf", packages: &["ovmf"], omitted: &[] };
+
+/// PostgreSQL's client. Left out: the wrapper in Perl and what configures servers.
+pub(super) const PSQL: Set<'static> = Set {
+    name: "psql",
+    packages: &["postgresql-client-15"],
+    omitted: &["postgresql-client-common", "sensible-utils", "debconf", "gcc-12-base", "adduser"],
+};
+
+/// Left out of any set that a caller names: what asks, configures or starts things when packages are installed.
+pub(super) const NEVER_NEEDED: &[&str] = &[
+    "adduser",
+    "debconf",
+    "init-system-helpers",
+    "passwd",
+    "postgresql-client-common",
+    "postgresql-common",
+    "ssl-cert",
+    "sensible-utils",
+    "ucf",
+    "udev",
+];
