@@ -96,7 +96,13 @@ impl Record {
         );
         println!("root hash {}", self.root.verity_root_hash);
         for output in &self.outputs {
-            println!("{:<6} {} ({} bytes, sha256 {})", output.format, output.path.display(), output.bytes, output.sha256);
+            println!(
+                "{:<6} {} ({} bytes, sha256 {})",
+                output.format,
+                output.path.display(),
+                output.bytes,
+                output.sha256
+            );
         }
     }
 }
@@ -111,7 +117,8 @@ fn scratch(out: &Path) -> Result<(TempDir, File)> {
             let abandoned = File::open(entry.path().join(SCRATCH_LOCK))
                 .is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok());
             if abandoned {
-                fs::remove_dir_all(entry.path()).with_context(|| format!("removing {}", entry.path().display()))?;
+                fs::remove_dir_all(entry.path())
+                    .with_context(|| format!("removing {}", entry.path().display()))?;
             }
         }
     }
@@ -119,8 +126,11 @@ fn scratch(out: &Path) -> Result<(TempDir, File)> {
         .prefix(SCRATCH_PREFIX)
         .tempdir_in(out)
         .with_context(|| format!("creating a directory in {}", out.display()))?;
-    let lock = File::create(dir.path().join(SCRATCH_LOCK))?;
+    // Locked before it has the name under which others try it.
+    let unnamed = dir.path().join("new-lock");
+    let lock = File::create(&unnamed)?;
     flock(&lock, FlockOperation::NonBlockingLockExclusive).context("locking the build's directory")?;
+    fs::rename(&unnamed, dir.path().join(SCRATCH_LOCK))?;
     Ok((dir, lock))
 }
 
@@ -148,7 +158,7 @@ pub(crate) fn build(wanted: &Wanted) -> Result<Record> {
     let cache = Cache::open_default()?;
     // Compiling our own programs and fetching packages wait for different things.
     let (packages, programs) = std::thread::scope(|scope| {
-        let programs = scope.spawn(|| stages.run("payload", payload::programs));
+        let programs = scope.spawn(|| stages.run("payload", || payload::programs(wanted.offline)));
         let packages = packages::obtain(wanted, merged, &cache, &stages);
         (packages, programs.join().map_err(|_| anyhow!("compiling the payload panicked")))
     });
@@ -158,7 +168,8 @@ pub(crate) fn build(wanted: &Wanted) -> Result<Record> {
             .into_iter()
             .map(|p| PayloadFile { path: p.path.to_owned(), data: p.bytes, mode: 0o755 })
             .collect();
-        let init = payload.iter().position(|p| p.path == payload::INIT).context("no init among the programs")?;
+        let init =
+            payload.iter().position(|p| p.path == payload::INIT).context("no init among the programs")?;
         let init = payload.remove(init).data;
         let packages =
             obtained.packages.into_iter().map(|(locked, deb)| PackageInput { locked, deb }).collect();
@@ -166,8 +177,9 @@ pub(crate) fn build(wanted: &Wanted) -> Result<Record> {
         let inputs = Inputs { packages, merged, overlay_files, init, payload, limits: Limits::default() };
         Ok(dyad_tree::build(inputs)?)
     })?;
-    let root = stages.run("squashfs", || emit::root(&built, dir.path(), &block_cache(&cache)))?;
-    let boot = stages.run("kernel image", || emit::boot(merged, &built, &root.hash))?;
+    let blocks = block_cache(&cache);
+    let root = stages.run("squashfs", || emit::root(&built, dir.path(), &blocks))?;
+    let boot = stages.run("kernel image", || emit::boot(merged, &built, &root.hash, &blocks))?;
     let formats = if wanted.formats.is_empty() { &merged.outputs } else { &wanted.formats };
     let finished = Finished { merged, built: &built, root, boot, site };
     let manifest = Manifest::new(&built, obtained.chains, &finished.root.hash);

@@ -35,6 +35,12 @@ pub(crate) enum Command {
         /// definition, overlay or site; all when not given.
         kind: Option<String>,
     },
+    /// Unpack Debian packages with what they need into the tools cache, without root, and print the directory.
+    Tools {
+        /// Package names.
+        #[arg(required = true)]
+        packages: Vec<String>,
+    },
     /// Print shell completions.
     Completions {
         /// The shell.

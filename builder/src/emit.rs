@@ -4,7 +4,7 @@
 //! the outputs and renamed at the end. Identities (GUIDs, salt, serial numbers) are derived from content.
 
 use std::fs::{self, File};
-use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -15,8 +15,11 @@ use dyad_gpt::Guid;
 use dyad_spec::OutputFormat;
 use dyad_spec::image::Merged;
 use dyad_tree::Built;
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
+use crate::blocks::DiskBlocks;
 use crate::manifest::Manifest;
 
 /// High enough to save a fifth over the default, low enough for the megabytes of an initrd.
@@ -68,17 +71,37 @@ fn create(path: &Path) -> Result<File> {
         .with_context(|| format!("creating {}", path.display()))
 }
 
-fn digest_of(path: &Path) -> Result<[u8; 32]> {
-    let mut file = File::open(path)?;
-    let mut hasher = Sha256::new();
+/// Length and SHA-256 of a file. Holes are hashed without reading them: a disk is mostly those.
+fn digest_of(path: &Path) -> Result<(u64, [u8; 32])> {
+    let reading = || format!("reading {}", path.display());
+    let mut file = File::open(path).with_context(reading)?;
+    let bytes = file.metadata().with_context(reading)?.len();
+    let zeros = vec![0; BUFFER_BYTES];
     let mut buffer = vec![0; BUFFER_BYTES];
-    loop {
-        let got = file.read(&mut buffer).with_context(|| format!("reading {}", path.display()))?;
-        if got == 0 {
-            return Ok(hasher.finalize().into());
+    let mut hasher = Sha256::new();
+    let mut at = 0;
+    while at < bytes {
+        let data = match seek(&file, SeekFrom::Data(at)) {
+            Ok(data) => data.min(bytes),
+            Err(Errno::NXIO) => bytes,
+            // A file system that does not know its holes.
+            Err(_) => at,
+        };
+        while at < data {
+            let run = (data - at).min(BUFFER_BYTES as u64);
+            hasher.update(&zeros[..run as usize]);
+            at += run;
         }
-        hasher.update(&buffer[..got]);
+        let end = seek(&file, SeekFrom::Hole(at)).unwrap_or(bytes).min(bytes);
+        seek(&file, SeekFrom::Start(at)).with_context(reading)?;
+        while at < end {
+            let run = (end - at).min(BUFFER_BYTES as u64) as usize;
+            file.read_exact(&mut buffer[..run]).with_context(reading)?;
+            hasher.update(&buffer[..run]);
+            at += run as u64;
+        }
     }
+    Ok((bytes, hasher.finalize().into()))
 }
 
 /// Writes the squashfs and its hash tree into the build's directory.
@@ -90,8 +113,9 @@ pub(crate) fn root(built: &Built, dir: &Path, cache: &dyn squashfs::BlockCache) 
     out.flush().context("writing the squashfs")?;
     drop(out);
     // The salt makes equal blocks of different images differ; derived from the content it keeps builds reproducible.
-    let content = digest_of(&squashfs)?;
-    let salt: [u8; 32] = Sha256::new().chain_update("dyad verity salt").chain_update(content).finalize().into();
+    let (_, content) = digest_of(&squashfs)?;
+    let salt: [u8; 32] =
+        Sha256::new().chain_update("dyad verity salt").chain_update(content).finalize().into();
     let verity = dir.join("root.verity");
     let mut hashes = BufWriter::with_capacity(BUFFER_BYTES, create(&verity)?);
     let mut data = BufReader::with_capacity(BUFFER_BYTES, File::open(&squashfs)?);
@@ -104,7 +128,7 @@ pub(crate) fn root(built: &Built, dir: &Path, cache: &dyn squashfs::BlockCache) 
 
 /// Kernel, initrd and command line.
 pub(crate) struct Boot {
-    initrd: Vec<u8>,
+    initrd: Bytes,
     command_line: String,
     /// The unified kernel image.
     pub(crate) uki: Bytes,
@@ -119,10 +143,10 @@ fn os_release(merged: &Merged) -> String {
 }
 
 /// Puts the unified kernel image together.
-pub(crate) fn boot(merged: &Merged, built: &Built, root_hash: &[u8; 32]) -> Result<Boot> {
+pub(crate) fn boot(merged: &Merged, built: &Built, root_hash: &[u8; 32], cache: &DiskBlocks) -> Result<Boot> {
     let mut archive = Vec::new();
     cpio::write(&built.initrd, &mut archive).context("writing the initrd")?;
-    let initrd = dyad_formats::zstd_frame(&archive, INITRD_ZSTD_LEVEL).context("compressing the initrd")?;
+    let initrd = cache.frame(&archive, INITRD_ZSTD_LEVEL).context("compressing the initrd")?;
     let mut words = vec![
         format!("dyad.root={}", verity::hex(root_hash)),
         format!("dyad.image={}_{}", merged.name, merged.version),
@@ -135,7 +159,7 @@ pub(crate) fn boot(merged: &Merged, built: &Built, root_hash: &[u8; 32]) -> Resu
         uname: built.report.kernel.clone(),
         microcode: None,
         linux: built.kernel.clone(),
-        initrd: initrd.clone().into(),
+        initrd: initrd.clone(),
     };
     let uki = uki::assemble(&built.stub, &parts).context("assembling the unified kernel image")?.into();
     Ok(Boot { initrd, command_line, uki })
@@ -250,8 +274,9 @@ impl Finished<'_> {
         }
     }
 
-    /// The initrd with the root behind it: the kernel unpacks one archive after the other, and the second is not
-    /// compressed, because what is in it is already.
+    /// The root and behind it the initrd: the kernel unpacks one archive after the other. The first is not compressed,
+    /// because what is in it is already; the kernel takes such an archive only from a multiple of four bytes, which the
+    /// end of a compressed one need not be.
     fn write_pxe_initrd(&self, path: &Path) -> Result<()> {
         use dyad_formats::tree::{Inode, Kind, Meta, Tree};
         let mtime = self.merged.source_date_epoch;
@@ -262,15 +287,27 @@ impl Finished<'_> {
             tree.insert(name.as_bytes(), Inode { meta, kind, origin: "derived root".into() })?;
         }
         let mut out = BufWriter::with_capacity(BUFFER_BYTES, create(path)?);
-        out.write_all(&self.boot.initrd)?;
-        // The kernel looks for the next archive on a multiple of four bytes.
-        out.write_all(&[0u8; 3][..(4 - self.boot.initrd.len() % 4) % 4])?;
         cpio::write(&tree, &mut out).context("writing the initrd")?;
+        out.write_all(&self.boot.initrd)?;
         out.flush()?;
         Ok(())
     }
 
-    /// Writes all formats and moves them to their final names.
+    /// Writes one format and hashes its files: (record, file).
+    fn finish(&self, format: OutputFormat, dir: &Path, out: &Path) -> Result<Vec<(Output, PathBuf)>> {
+        let files = self.write(format, dir).with_context(|| format!("writing format {format}"))?;
+        let record = |(name, file): (String, PathBuf)| {
+            let path = out.join(name);
+            if path.is_dir() {
+                bail!("{} is a directory", path.display());
+            }
+            let (bytes, sha256) = digest_of(&file)?;
+            Ok((Output { format: format.word(), path, bytes, sha256: verity::hex(&sha256) }, file))
+        };
+        files.into_iter().map(record).collect()
+    }
+
+    /// Writes all formats at once and, when all are complete, moves them to their final names.
     pub(crate) fn outputs(
         &self,
         formats: &[OutputFormat],
@@ -278,27 +315,69 @@ impl Finished<'_> {
         dir: &Path,
         out: &Path,
     ) -> Result<Vec<Output>> {
-        let mut written = Vec::new();
+        let mut wanted: Vec<OutputFormat> = Vec::new();
         for &format in formats {
-            let files = self.write(format, dir).with_context(|| format!("writing format {format}"))?;
-            written.extend(files.into_iter().map(|(name, path)| (format, name, path)));
-        }
-        let stem = out.join(format!("{}_{}.raw", self.merged.name, self.merged.version));
-        let text = dir.join("manifest.json");
-        serde_json::to_writer(BufWriter::new(create(&text)?), manifest).context("writing the manifest")?;
-        fs::rename(&text, Manifest::beside(&stem)).context("moving the manifest")?;
-        let mut outputs = Vec::new();
-        for (format, name, path) in written {
-            let mut file = File::open(&path)?;
-            let bytes = file.seek(SeekFrom::End(0))?;
-            let sha256 = verity::hex(&digest_of(&path)?);
-            let target = out.join(name);
-            if target.is_dir() {
-                bail!("{} is a directory", target.display());
+            if !wanted.contains(&format) {
+                wanted.push(format);
             }
-            fs::rename(&path, &target).with_context(|| format!("moving to {}", target.display()))?;
-            outputs.push(Output { format: format.word(), path: target, bytes, sha256 });
         }
+        let finished = std::thread::scope(|scope| {
+            // Collected before the first is waited for: all run at once.
+            let threads: Vec<_> =
+                wanted.iter().map(|&format| scope.spawn(move || self.finish(format, dir, out))).collect();
+            let finish = |t: std::thread::ScopedJoinHandle<'_, _>| t.join().expect("a panic is a bug");
+            threads.into_iter().map(finish).collect::<Result<Vec<Vec<(Output, PathBuf)>>>>()
+        })?;
+        let text = dir.join("manifest.json");
+        let mut file = BufWriter::with_capacity(BUFFER_BYTES, create(&text)?);
+        serde_json::to_writer(&mut file, manifest).context("writing the manifest")?;
+        file.flush().context("writing the manifest")?;
+        let stem = out.join(format!("{}_{}.raw", self.merged.name, self.merged.version));
+        let mut outputs = Vec::new();
+        for (output, file) in finished.into_iter().flatten() {
+            fs::rename(&file, &output.path)
+                .with_context(|| format!("moving to {}", output.path.display()))?;
+            outputs.push(output);
+        }
+        fs::rename(&text, Manifest::beside(&stem)).context("moving the manifest")?;
         Ok(outputs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn derived_ids_are_uuids_that_depend_on_label_and_content() {
+        let id = derived("dyad disk", &[1; 32]);
+        assert_eq!((id[6] >> 4, id[8] >> 6), (8, 2), "version 8, the RFC's variant");
+        assert_eq!(id, derived("dyad disk", &[1; 32]));
+        assert_ne!(id, derived("dyad esp", &[1; 32]));
+        assert_ne!(id, derived("dyad disk", &[2; 32]));
+    }
+
+    #[test]
+    fn holes_are_hashed_as_the_zeros_that_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sparse");
+        // Data in the middle, at the very end, and a hole at the end.
+        let shapes: [(u64, &[(u64, usize)]); 4] = [
+            (0, &[]),
+            (5 << 20, &[]),
+            (9 << 20, &[(3 << 20, 100_000), ((9 << 20) - 7, 7)]),
+            (4096, &[(0, 4096)]),
+        ];
+        for (bytes, runs) in shapes {
+            let file = File::create(&path).unwrap();
+            file.set_len(bytes).unwrap();
+            for &(at, len) in runs {
+                file.write_all_at(&vec![0xa5; len], at).unwrap();
+            }
+            let plain = Sha256::digest(fs::read(&path).unwrap());
+            assert_eq!(digest_of(&path).unwrap(), (bytes, plain.into()), "{bytes} {runs:?}");
+        }
     }
 }

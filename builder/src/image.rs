@@ -23,18 +23,26 @@ pub(crate) struct Window<'a> {
     start: u64,
     len: u64,
     at: u64,
+    /// The disk stands where the next read starts: seeking would make a buffered reader forget its buffer.
+    in_place: bool,
 }
 
 impl<'a> Window<'a> {
     pub(crate) fn new(disk: &'a mut dyn ReadSeek, (start, len): (u64, u64)) -> Self {
-        Window { disk, start, len, at: 0 }
+        Window { disk, start, len, at: 0, in_place: false }
     }
 }
 
 impl Read for Window<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let left = self.len.saturating_sub(self.at).min(buf.len() as u64) as usize;
-        self.disk.seek(SeekFrom::Start(self.start + self.at))?;
+        if left == 0 {
+            return Ok(0);
+        }
+        if !self.in_place {
+            self.disk.seek(SeekFrom::Start(self.start + self.at))?;
+            self.in_place = true;
+        }
         let got = self.disk.read(&mut buf[..left])?;
         self.at += got as u64;
         Ok(got)
@@ -48,7 +56,10 @@ impl Seek for Window<'_> {
             SeekFrom::End(by) => self.len.checked_add_signed(by),
             SeekFrom::Current(by) => self.at.checked_add_signed(by),
         };
-        self.at = target.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "seek before the start"))?;
+        let target =
+            target.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "seek before the start"))?;
+        self.in_place &= target == self.at;
+        self.at = target;
         Ok(self.at)
     }
 }
@@ -89,7 +100,8 @@ pub(crate) fn open(path: &Path) -> Result<ImageFile> {
         Kind::Squashfs
     } else if head.starts_with(b"MZ") {
         Kind::Uki
-    } else if dyad_gpt::detect_sector_size(&mut file)?.is_some() || head.get(510..512) == Some(&[0x55, 0xaa]) {
+    } else if dyad_gpt::detect_sector_size(&mut file)?.is_some() || head.get(510..512) == Some(&[0x55, 0xaa])
+    {
         Kind::RawDisk
     } else {
         bail!(
@@ -124,7 +136,8 @@ impl Entry {
 /// 64 hexadecimal digits.
 fn parse_hash(hex: &str) -> Option<[u8; 32]> {
     let mut hash = [0; 32];
-    if hex.len() != 64 || !hex.is_ascii() {
+    // `from_str_radix` would take a sign.
+    if hex.len() != 64 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
         return None;
     }
     for (byte, pair) in hash.iter_mut().zip(hex.as_bytes().chunks(2)) {
@@ -183,4 +196,49 @@ pub(crate) fn slot_guids(hash: &[u8; 32]) -> (Guid, Guid) {
         Guid::from_text_order(bytes)
     };
     (half(0), half(16))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_is_a_file_of_its_own() {
+        let mut disk = BufReader::with_capacity(16, io::Cursor::new((0..100u8).collect::<Vec<u8>>()));
+        let mut window = Window::new(&mut disk, (10, 50));
+        let mut all = Vec::new();
+        window.read_to_end(&mut all).unwrap();
+        assert_eq!(all, (10..60).collect::<Vec<u8>>());
+        assert_eq!(window.read(&mut [0; 4]).unwrap(), 0, "the end of the window is the end of the file");
+        let mut two = [0; 2];
+        for (to, expected) in
+            [(SeekFrom::End(-2), [58, 59]), (SeekFrom::Start(3), [13, 14]), (SeekFrom::Current(1), [16, 17])]
+        {
+            window.seek(to).unwrap();
+            window.read_exact(&mut two).unwrap();
+            assert_eq!(two, expected, "{to:?}");
+        }
+        for to in [SeekFrom::Start(u64::MAX), SeekFrom::End(0), SeekFrom::Start(50)] {
+            window.seek(to).unwrap();
+            assert_eq!(window.read(&mut two).unwrap(), 0, "{to:?}");
+        }
+        assert!(window.seek(SeekFrom::End(-51)).is_err());
+        window.seek(SeekFrom::Start(49)).unwrap();
+        assert_eq!(window.read(&mut two).unwrap(), 1, "a read ends at the window's end");
+    }
+
+    #[test]
+    fn only_sixty_four_hex_digits_are_a_root_hash() {
+        let hex = "00ff".repeat(16);
+        assert_eq!(parse_hash(&hex).unwrap()[..3], [0, 255, 0]);
+        for bad in [
+            &hex[1..],
+            &format!("{hex}0"),
+            &hex.replace('f', "g"),
+            &hex.replace("0f", "+f"),
+            &"\u{e9}".repeat(32),
+        ] {
+            assert_eq!(parse_hash(bad), None, "{bad}");
+        }
+    }
 }

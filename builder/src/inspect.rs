@@ -47,7 +47,8 @@ fn disk_facts(disk: &mut Disk) -> Result<Value> {
         })
         .collect();
     let (files, entries) = disk.esp()?;
-    let esp: Vec<Value> = files.iter().filter(|f| !f.is_dir).map(|f| json!({"path": f.path, "bytes": f.bytes})).collect();
+    let esp: Vec<Value> =
+        files.iter().filter(|f| !f.is_dir).map(|f| json!({"path": f.path, "bytes": f.bytes})).collect();
     let boot: Vec<Value> = entries
         .iter()
         .map(|e| {
@@ -76,13 +77,17 @@ fn disk_facts(disk: &mut Disk) -> Result<Value> {
 fn facts(mut file: ImageFile) -> Result<Value> {
     match file.kind {
         Kind::RawDisk | Kind::Qcow2Disk => disk_facts(&mut Disk::read(file)?),
-        Kind::Squashfs => Ok(json!({"kind": "squashfs", "root": root_facts(&mut squashfs::Reader::open(&mut file.reader)?)?})),
+        Kind::Squashfs => Ok(
+            json!({"kind": "squashfs", "root": root_facts(&mut squashfs::Reader::open(&mut file.reader)?)?}),
+        ),
         Kind::Uki => {
             let mut data = Vec::new();
             file.reader.read_to_end(&mut data)?;
             let list = uki::sections(&data.into())?;
             let entry = Entry { path: String::new(), sections: list };
-            Ok(json!({"kind": "uki", "command_line": entry.text(".cmdline"), "sections": sections(&entry.sections)}))
+            Ok(
+                json!({"kind": "uki", "command_line": entry.text(".cmdline"), "sections": sections(&entry.sections)}),
+            )
         }
     }
 }
@@ -110,7 +115,9 @@ fn print(value: &Value, indent: usize) {
                         let words: Vec<String> = map
                             .iter()
                             .filter(|(_, v)| !v.is_array() && !v.is_object())
-                            .map(|(k, v)| format!("{k} {}", v.as_str().map_or_else(|| v.to_string(), str::to_owned)))
+                            .map(|(k, v)| {
+                                format!("{k} {}", v.as_str().map_or_else(|| v.to_string(), str::to_owned))
+                            })
                             .collect();
                         println!("{pad}- {}", words.join(", "));
                     }
@@ -138,7 +145,9 @@ fn root_hash(path: &Path) -> Result<Option<String>> {
 
 fn why(path: &Path, wanted: &str) -> Result<()> {
     let manifest = Manifest::read(path, root_hash(path)?.as_deref())?;
-    let steps = manifest.why(wanted).with_context(|| format!("{wanted} is not in the image, and no package shipped it"))?;
+    let steps = manifest
+        .why(wanted)
+        .with_context(|| format!("{wanted} is not in the image, and no package shipped it"))?;
     for (depth, step) in steps.iter().enumerate() {
         println!("{}{step}", "  ".repeat(depth));
     }

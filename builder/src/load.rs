@@ -17,7 +17,11 @@ fn overlays_dir(definition: &Path) -> Result<PathBuf> {
     let dir = definition.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let candidates = [dir.join("../overlays"), dir.join("overlays")];
     candidates.iter().find(|c| c.is_dir()).cloned().with_context(|| {
-        format!("no overlays: neither {} nor {} is a directory", candidates[0].display(), candidates[1].display())
+        format!(
+            "no overlays: neither {} nor {} is a directory",
+            candidates[0].display(),
+            candidates[1].display()
+        )
     })
 }
 
@@ -80,13 +84,18 @@ fn walk(overlay: &str, top: &Path, dir: &Path, files: &mut Vec<OverlayFile>) -> 
         } else if kind.is_symlink() {
             let target = std::fs::read_link(&path)?;
             let target = target.into_os_string().into_string();
-            OverlayContent::Symlink(target.map_err(|t| anyhow!("{}: its target {t:?} is not UTF-8", path.display()))?)
+            OverlayContent::Symlink(
+                target.map_err(|t| anyhow!("{}: its target {t:?} is not UTF-8", path.display()))?,
+            )
         } else if kind.is_file() {
             let executable = entry.metadata()?.permissions().mode() & 0o100 != 0;
             let data = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
             OverlayContent::File { data: data.into(), executable }
         } else {
-            bail!("{}: an overlay lays files, links and directories; devices and sockets are not copied", path.display());
+            bail!(
+                "{}: an overlay lays files, links and directories; devices and sockets are not copied",
+                path.display()
+            );
         };
         files.push(OverlayFile { overlay: overlay.to_owned(), path: format!("/{inside}"), content });
         if files.len() > OVERLAY_FILES_MAX {

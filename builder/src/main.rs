@@ -81,6 +81,10 @@ fn run(command: Command) -> Result<u8> {
         Command::Verify { file } => verify::run(&file)?,
         Command::Lab(args) => return Ok(lab(args)),
         Command::Schema { kind } => schema(kind.as_deref())?,
+        Command::Tools { packages } => {
+            let root = dyad_lab::unpack_tools(&packages, &|text| eprintln!("dyad: {text}"))?;
+            println!("{}", root.display());
+        }
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "dyad", &mut std::io::stdout());
         }
@@ -95,7 +99,11 @@ fn main() -> ExitCode {
         Err(error) => {
             // A diagnostic brings its own layout; a chain of causes is one line.
             let text = format!("{error:#}");
-            if text.starts_with("error") { eprintln!("{text}") } else { eprintln!("dyad: {text}") }
+            if text.starts_with("error") {
+                eprintln!("{text}")
+            } else {
+                eprintln!("dyad: {text}")
+            }
             ExitCode::FAILURE
         }
     }

@@ -54,7 +54,11 @@ impl Manifest {
             root_hash: dyad_formats::verity::hex(root_hash),
             kernel: built.report.kernel.clone(),
             chains,
-            origins: built.root.iter().map(|(path, _, inode)| (text(path), inode.origin.to_string())).collect(),
+            origins: built
+                .root
+                .iter()
+                .map(|(path, _, inode)| (text(path), inode.origin.to_string()))
+                .collect(),
             dropped: dropped.collect(),
             notes: built.report.notes.clone(),
         }
@@ -75,7 +79,11 @@ impl Manifest {
             serde_json::from_slice(&text).with_context(|| format!("{} is not a manifest", path.display()))?;
         match root_hash {
             Some(hash) if hash != manifest.root_hash => {
-                bail!("{} belongs to another build: its root hash is {}, the image's {hash}", path.display(), manifest.root_hash)
+                bail!(
+                    "{} belongs to another build: its root hash is {}, the image's {hash}",
+                    path.display(),
+                    manifest.root_hash
+                )
             }
             Some(_) | None => Ok(manifest),
         }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -60,7 +62,13 @@ fn request_names(request: &Request) -> Vec<String> {
     names
 }
 
-fn resolve(merged: &Merged, sources: &Sources, cache: &Cache, offline: bool, stages: &Stages) -> Result<Resolution> {
+fn resolve(
+    merged: &Merged,
+    sources: &Sources,
+    cache: &Cache,
+    offline: bool,
+    stages: &Stages,
+) -> Result<Resolution> {
     let refresh = Refresh { offline, now: clock::unix_now() };
     let universe = stages.run("indexes", || Ok(sources.refresh(cache, refresh, stages)?))?;
     stages.run("resolve", || Ok(dyad_debian::resolve(&universe, &request(merged)?)?))
@@ -68,9 +76,20 @@ fn resolve(merged: &Merged, sources: &Sources, cache: &Cache, offline: bool, sta
 
 fn read_lock(definition: &Path, merged: &Merged) -> Result<Lock> {
     let path = lock_path(definition);
-    let text = fs::read_to_string(&path)
-        .with_context(|| format!("reading {}: `dyad lock {}` writes it", path.display(), definition.display()))?;
+    let text = fs::read_to_string(&path).with_context(|| {
+        format!("reading {}: `dyad lock {}` writes it", path.display(), definition.display())
+    })?;
     let lock = Lock::parse(&text).with_context(|| path.display().to_string())?;
+    let (suite, arch) = (merged.suite.to_string(), merged.architecture.to_string());
+    if (&lock.suite, &lock.arch) != (&suite, &arch) {
+        bail!(
+            "{} pins packages of {} {}, the definition wants {suite} {arch}: `dyad lock --update {}` makes it anew",
+            path.display(),
+            lock.suite,
+            lock.arch,
+            definition.display()
+        );
+    }
     let wanted = request_names(&request(merged)?);
     if lock.request != wanted {
         let new: Vec<&String> = wanted.iter().filter(|n| !lock.request.contains(n)).collect();
@@ -108,7 +127,9 @@ pub(crate) fn obtain(wanted: &Wanted, merged: &Merged, cache: &Cache, stages: &S
     };
     let fetch = Fetch { offline: wanted.offline, locked: wanted.locked };
     let files = stages.run("packages", || Ok(sources.fetch(cache, &packages, fetch, stages)?))?;
-    let read = |file: PathBuf| fs::read(&file).map(Bytes::from).with_context(|| format!("reading {}", file.display()));
+    let read = |file: PathBuf| {
+        fs::read(&file).map(Bytes::from).with_context(|| format!("reading {}", file.display()))
+    };
     let bytes = files.into_iter().map(read).collect::<Result<Vec<Bytes>>>()?;
     Ok(Obtained { packages: packages.into_iter().zip(bytes).collect(), chains })
 }
@@ -129,8 +150,13 @@ pub(crate) fn lock(definition: &Path, update: bool) -> Result<()> {
     let names = request_names(&request(&merged)?);
     let lock = Lock::new(&merged.suite.to_string(), &merged.architecture.to_string(), names, packages);
     let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let file = tempfile::NamedTempFile::new_in(dir).with_context(|| format!("creating a file in {}", dir.display()))?;
-    fs::write(file.path(), lock.to_toml())?;
+    // A source file like any other: not private, as temporary files are.
+    let mut file = tempfile::Builder::new()
+        .permissions(fs::Permissions::from_mode(0o666))
+        .tempfile_in(dir)
+        .with_context(|| format!("creating a file in {}", dir.display()))?;
+    file.write_all(lock.to_toml().as_bytes())
+        .with_context(|| format!("writing {}", file.path().display()))?;
     file.persist(&path).with_context(|| format!("writing {}", path.display()))?;
     println!("{} pins {} packages", path.display(), lock.packages.len());
     Ok(())

@@ -48,10 +48,12 @@ fn home(variable: &str, fallback: &str) -> Option<PathBuf> {
     set.or_else(|| std::env::var_os("HOME").map(|h| Path::new(&h).join(fallback)))
 }
 
-/// Flags that make the bytes independent of directory, user and host: paths in panic messages are renamed.
-fn rustflags(root: &Path) -> String {
+/// Flags that make the bytes independent of directory, user and host: paths in panic messages are renamed. The last
+/// prefix that fits counts, so the target directory, which may lie in the checkout, comes after it.
+fn rustflags(root: &Path, target_dir: &Path) -> String {
     let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
-    let mut remap = |from: &Path, to: &str| flags.push(format!("--remap-path-prefix={}={to}", from.display()));
+    let mut remap =
+        |from: &Path, to: &str| flags.push(format!("--remap-path-prefix={}={to}", from.display()));
     if let Some(cargo) = home("CARGO_HOME", ".cargo") {
         remap(&cargo, "/cargo");
     }
@@ -59,6 +61,8 @@ fn rustflags(root: &Path) -> String {
         remap(&rustup, "/rustup");
     }
     remap(root, "/dyad");
+    // Sources that build scripts wrote are compiled from there.
+    remap(target_dir, "/target");
     // Separated as CARGO_ENCODED_RUSTFLAGS wants it, so that a path may hold spaces.
     flags.join("\x1f")
 }
@@ -74,10 +78,15 @@ fn cargo() -> Result<PathBuf> {
     )
 }
 
-fn compile(root: &Path) -> Result<PathBuf> {
+fn compile(root: &Path, offline: bool) -> Result<PathBuf> {
     let target_dir = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    let target_dir = target_dir.join("payload");
-    let mut args: Vec<String> = ["build", "--release", "--locked", "--target", TARGET].map(str::to_owned).to_vec();
+    // Absolute, as cargo hands it to the compiler; relative ones are the caller's.
+    let target_dir = std::path::absolute(target_dir)?.join("payload");
+    let mut args: Vec<String> =
+        ["build", "--release", "--locked", "--target", TARGET].map(str::to_owned).to_vec();
+    if offline {
+        args.push("--offline".into());
+    }
     for (package, _, _) in PROGRAMS {
         args.push("--package".into());
         args.push((*package).into());
@@ -88,7 +97,7 @@ fn compile(root: &Path) -> Result<PathBuf> {
         .directory(root)
         .inherit_env()
         .env("CARGO_TARGET_DIR", &target_dir)
-        .env("CARGO_ENCODED_RUSTFLAGS", rustflags(root))
+        .env("CARGO_ENCODED_RUSTFLAGS", rustflags(root, &target_dir))
         .deadline(COMPILE_DEADLINE)
         .run_checked()
         .context("compiling init, supervisor and dyadctl for the image")?;
@@ -96,10 +105,10 @@ fn compile(root: &Path) -> Result<PathBuf> {
 }
 
 /// Compiles or finds the programs.
-pub(crate) fn programs() -> Result<Vec<Program>> {
+pub(crate) fn programs(offline: bool) -> Result<Vec<Program>> {
     let dir = match (beside_self(), checkout()) {
         (Some(dir), _) => dir,
-        (None, Some(root)) => compile(&root)?,
+        (None, Some(root)) => compile(&root, offline)?,
         (None, None) => bail!(
             "neither a directory `payload` with init, supervisor and dyadctl beside this program nor the source \
              checkout it was built from is there"

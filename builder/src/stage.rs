@@ -27,15 +27,24 @@ impl Stages {
     pub(crate) fn new() -> Self {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         bar.set_style(
-            ProgressStyle::with_template("  {msg:<12} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} eta {eta}")
-                .expect("the template is a constant"),
+            ProgressStyle::with_template(
+                "  {msg:<12} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} eta {eta}",
+            )
+            .expect("the template is a constant"),
         );
         Stages { done: Mutex::new(Vec::new()), bar }
     }
 
     /// Runs one stage.
-    #[allow(clippy::disallowed_methods, reason = "the builder's stopwatch: times are shown, nothing depends on them")]
-    pub(crate) fn run<T>(&self, name: &'static str, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the builder's stopwatch: times are shown, nothing depends on them"
+    )]
+    pub(crate) fn run<T>(
+        &self,
+        name: &'static str,
+        work: impl FnOnce() -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
         let started = Instant::now();
         let result = work()?;
         let took: Duration = started.elapsed();

@@ -9,7 +9,8 @@ use dyad_gpt::types;
 use crate::image::{self, Disk, Entry, Kind, Window, slot_guids};
 
 fn slot(disk: &mut Disk, entry: &Entry) -> Result<String> {
-    let hash = entry.root_hash().with_context(|| format!("{}: no dyad.root= on its command line", entry.path))?;
+    let hash =
+        entry.root_hash().with_context(|| format!("{}: no dyad.root= on its command line", entry.path))?;
     let (root_guid, verity_guid) = slot_guids(&hash);
     let (number, root) = disk
         .find(types::ROOT_X86_64, Some(root_guid))
@@ -20,8 +21,9 @@ fn slot(disk: &mut Disk, entry: &Entry) -> Result<String> {
     // The two windows are read in turn from one reader: the hash tree is small, so it is taken into memory.
     let mut tree = Vec::new();
     std::io::Read::read_to_end(&mut Window::new(&mut disk.reader, hashes), &mut tree)?;
-    let superblock = verity::verify(&mut Window::new(&mut disk.reader, root), &mut std::io::Cursor::new(tree), &hash)
-        .with_context(|| format!("partition {number}"))?;
+    let superblock =
+        verity::verify(&mut Window::new(&mut disk.reader, root), &mut std::io::Cursor::new(tree), &hash)
+            .with_context(|| format!("partition {number}"))?;
     let mut root = squashfs::Reader::open(Window::new(&mut disk.reader, root))?;
     let entries = root.verify().with_context(|| format!("partition {number}"))?;
     Ok(format!(
@@ -57,7 +59,10 @@ pub(crate) fn run(path: &Path) -> Result<()> {
         Kind::RawDisk | Kind::Qcow2Disk => disk(file)?,
         Kind::Squashfs => {
             let entries = squashfs::Reader::open(&mut file.reader)?.verify()?;
-            println!("squashfs: {} paths; without its hash tree nothing says that they are the right ones", entries.len());
+            println!(
+                "squashfs: {} paths; without its hash tree nothing says that they are the right ones",
+                entries.len()
+            );
         }
         Kind::Uki => {
             let mut data = Vec::new();

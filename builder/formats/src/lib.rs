@@ -28,6 +28,12 @@ pub fn zstd_frame(data: &[u8], level: i32) -> std::io::Result<Vec<u8>> {
 
 const ZSTD_WINDOW_LOG: u32 = 23;
 
+/// Version of the zstd library inside: equal input gives equal bytes for one version only, so a cache of compressed
+/// data keeps versions apart.
+pub fn zstd_version() -> &'static str {
+    zstd::zstd_safe::version_string()
+}
+
 /// Unpacks a zstd frame of at most `bytes_max` bytes.
 pub fn zstd_unframe(data: &[u8], bytes_max: usize) -> std::io::Result<Vec<u8>> {
     use std::io::Read;
