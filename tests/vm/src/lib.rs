@@ -77,10 +77,17 @@ pub struct Lab {
 impl Lab {
     /// `dyad lab up DEFINITION --nodes N`; panics with all output if it does not come up.
     pub fn up(definition: &Path, nodes: u32) -> Lab {
+        Lab::up_with(definition, nodes, &[])
+    }
+
+    /// [`Lab::up`] with more options of `dyad lab up`.
+    pub fn up_with(definition: &Path, nodes: u32, options: &[&str]) -> Lab {
         let lab = Lab { state: TempDir::new().expect("a temporary directory can be made") };
         let nodes = nodes.to_string();
         let definition = definition.to_str().expect("test paths are UTF-8");
-        lab.ok(&["up", definition, "--nodes", &nodes]);
+        let mut args = vec!["up", definition, "--nodes", &nodes];
+        args.extend_from_slice(options);
+        lab.ok(&args);
         lab
     }
 
@@ -123,7 +130,7 @@ impl Lab {
 
     /// What a node wrote to its serial console since the lab was made.
     pub fn console(&self, node: &str) -> String {
-        let file = self.state.path().join(node).join("console.log");
+        let file = self.state.path().join("nodes").join(node).join("serial.log");
         std::fs::read(file).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default()
     }
 
