@@ -4,6 +4,7 @@
 //! do write (`fix`, `update-golden`, `tidy --ratchet`) are separate, so that a check can never paper over what it found.
 
 mod bench;
+mod provision;
 mod sh;
 mod tidy;
 mod verify;

@@ -1,10 +1,15 @@
 //! The one place where xtask starts programs: every command is printed before it runs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+
+/// Where cargo puts what it builds.
+pub(crate) fn target_dir(root: &Path) -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
+}
 
 /// Runs `cargo ARGS` in `dir`; an unsuccessful end is an error.
 pub(crate) fn cargo(dir: &Path, args: &[&str]) -> Result<()> {

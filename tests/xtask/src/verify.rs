@@ -4,30 +4,38 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 
-use crate::{sh, tidy};
+use crate::{provision, sh, tidy};
 
 /// What the tests need beside Rust and a C compiler: the outside oracles that judge our bytes, and programs under test.
 pub(crate) const DEBIAN_PACKAGES: &[&str] = &[
-    "gpgv",
-    "gnupg",
-    "squashfs-tools",
-    "cryptsetup-bin",
-    "dosfstools",
-    "mtools",
-    "gdisk",
-    "cpio",
+    "attr",
     "binutils",
-    "qemu-utils",
-    "qemu-system-x86",
+    "busybox-static",
+    "cpio",
+    "cryptsetup-bin",
+    "dmsetup",
+    "dosfstools",
+    "e2fsprogs",
+    "gdisk",
+    "gnupg",
+    "gpgv",
+    "iproute2",
+    "iputils-ping",
+    "lvm2",
+    "mtools",
     "ovmf",
     "postgresql-15",
     "postgresql-client-15",
-    "iproute2",
-    "iputils-ping",
-    "ethtool",
-    "lvm2",
-    "e2fsprogs",
-    "dmsetup",
+    "procps",
+    "python3",
+    "python3-jsonschema",
+    "qemu-system-x86",
+    "qemu-utils",
+    "squashfs-tools",
+    "strace",
+    "systemd-boot-efi",
+    "time",
+    "zstd",
 ];
 
 /// The package that holds everything that boots machines.
@@ -35,6 +43,10 @@ const VM_TESTS: &str = "dyad-vm-tests";
 
 /// Runs every check; `vm`: also those that boot machines. True when all passed.
 pub(crate) fn run(root: &Path, vm: bool) -> Result<bool> {
+    let arguments: &[&str] = if vm { &["verify"] } else { &["verify", "--no-vm"] };
+    if !provision::ready(root, DEBIAN_PACKAGES, arguments)? {
+        return Ok(true);
+    }
     let before = sh::output(root, "git", &["status", "--porcelain"])?;
     sh::cargo(root, &["fmt", "--all", "--check"])?;
     if !tidy::run(root, false)? {
