@@ -25,8 +25,9 @@ pub enum Action {
     ToPeer(ToPeer),
     /// Hand PID 1 the tick past which it fences by itself; no completion.
     Deadman(Tick),
-    /// Let the virtual address answer for T from now; no completion, repeated with every renewal.
-    OpenGate,
+    /// Let the virtual address answer until this tick and no longer, whoever lives then; no completion, repeated with
+    /// every renewal. It never outlasts a lease that is needed.
+    OpenGate(Tick),
     /// Stop answering for the virtual address, before anything else; no completion.
     CloseGate,
     /// Read what the stopped data says of itself. Reports [`Report::Control`].
@@ -110,7 +111,7 @@ impl Action {
             Action::ToArbiter(_) => Kind::ToArbiter,
             Action::ToPeer(_) => Kind::ToPeer,
             Action::Deadman(_) => Kind::Deadman,
-            Action::OpenGate => Kind::OpenGate,
+            Action::OpenGate(_) => Kind::OpenGate,
             Action::CloseGate => Kind::CloseGate,
             Action::ReadControl => Kind::ReadControl,
             Action::Serve { .. } => Kind::Serve,
@@ -147,7 +148,7 @@ impl Action {
             Action::ToArbiter(_)
             | Action::ToPeer(_)
             | Action::Deadman(_)
-            | Action::OpenGate
+            | Action::OpenGate(_)
             | Action::CloseGate => 500,
             Action::WriteMirror(_)
             | Action::WriteMarker(_)

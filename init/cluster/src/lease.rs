@@ -61,7 +61,8 @@ impl State {
             self.tell(now, out, Action::Deadman(now.plus(lease_ms)), vec![]);
         }
         if self.gate_open {
-            self.tell(now, out, Action::OpenGate, vec![]);
+            let until = self.gate_until(now);
+            self.tell(now, out, Action::OpenGate(until), vec![]);
         }
     }
 

@@ -58,6 +58,39 @@ pub enum Mutation {
     LeaseEndIgnored,
 }
 
+impl Mutation {
+    /// All of them.
+    #[cfg(feature = "mutations")]
+    pub const ALL: [Mutation; 23] = {
+        use Mutation::*;
+        [
+            DropBeforeSolo,
+            SyncLeftByTimeout,
+            TakeOverWithoutMarker,
+            ReceiverNotStopped,
+            MarkerNotRechecked,
+            NoBarrier,
+            GenerationNotCompared,
+            OldPactMarked,
+            NoLeaseBeforeSync,
+            MarkerNotCleared,
+            RoleFromDisk,
+            EpochNotRaisedOnResume,
+            GenerationNotCheckedOnResume,
+            IntentNotDurable,
+            RepeatedRequestJudgedAgain,
+            SilenceNotAwaited,
+            SilenceBeforeStart,
+            OneMirrorHeard,
+            IncarnationIgnored,
+            RenounceLast,
+            PromiseForgotten,
+            PromiseWithTakeOverOpen,
+            LeaseEndIgnored,
+        ]
+    };
+}
+
 /// Which clauses are broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Mutations {

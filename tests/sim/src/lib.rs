@@ -1,0 +1,5 @@
+//! The worlds in which the decision core is proven.
+
+pub mod explore;
+pub mod mutate;
+pub mod sim;

@@ -1,0 +1,134 @@
+//! Named mutations: each breaks one clause of the protocol, and some oracle must notice.
+
+use dyad_cluster::Voting;
+use dyad_cluster::mutation::Mutation;
+
+use crate::explore::{Bounds, NOTHING, walk};
+use crate::sim;
+
+/// Where a mutation should be noticed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ground {
+    /// Random deep histories of the explorer, with these faults.
+    Explorer(Bounds),
+    /// The simulator, where time passes: leases.
+    Simulator,
+}
+
+/// One row: the clauses broken together, where, and why a single one would not be enough.
+#[derive(Debug, Clone, Copy)]
+pub struct Case {
+    /// Broken together.
+    pub broken: &'static [Mutation],
+    /// Where.
+    pub ground: Ground,
+}
+
+/// How a case ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// Seeds tried.
+    pub seeds: u64,
+    /// What was noticed, with the moves or events that it took.
+    pub killed: Option<(String, usize)>,
+}
+
+const STEPS_MAX: usize = 180;
+
+const TAKE_OVER: Bounds = Bounds { writes: 2, epochs: 8, suspicions: 2, cuts: 1, ..NOTHING };
+
+/// Every clause that an oracle can notice alone, or the pair that has to be broken together.
+pub const CASES: &[Case] = {
+    use Ground::{Explorer, Simulator};
+    use Mutation::*;
+    &[
+        Case { broken: &[DropBeforeSolo], ground: Explorer(TAKE_OVER) },
+        Case { broken: &[SyncLeftByTimeout], ground: Explorer(Bounds { gone: true, ..TAKE_OVER }) },
+        Case {
+            broken: &[TakeOverWithoutMarker],
+            ground: Explorer(Bounds { reclones: 1, crashes: 1, ..TAKE_OVER }),
+        },
+        Case { broken: &[NoBarrier], ground: Explorer(TAKE_OVER) },
+        Case {
+            broken: &[GenerationNotCompared],
+            ground: Explorer(Bounds {
+                reclones: 1,
+                crashes: 1,
+                cuts: 0,
+                suspicions: 1,
+                writes: 1,
+                ..TAKE_OVER
+            }),
+        },
+        Case {
+            broken: &[EpochNotRaisedOnResume, IntentNotDurable],
+            ground: Explorer(Bounds { crashes: 2, ..TAKE_OVER }),
+        },
+        Case { broken: &[RoleFromDisk], ground: Explorer(Bounds { crashes: 1, ..TAKE_OVER }) },
+        Case {
+            broken: &[GenerationNotCheckedOnResume],
+            ground: Explorer(Bounds { crashes: 1, reclones: 1, writes: 1, ..NOTHING }),
+        },
+        Case {
+            broken: &[OneMirrorHeard],
+            ground: Explorer(Bounds { rollbacks: 1, crashes: 0, ..TAKE_OVER }),
+        },
+        Case {
+            broken: &[IncarnationIgnored],
+            ground: Explorer(Bounds { rollbacks: 1, crashes: 1, ..TAKE_OVER }),
+        },
+        Case { broken: &[RenounceLast], ground: Explorer(Bounds { gone: true, cuts: 0, ..TAKE_OVER }) },
+        Case {
+            broken: &[MarkerNotCleared, GenerationNotCompared, MarkerNotRechecked],
+            ground: Explorer(Bounds { reclones: 1, crashes: 1, ..TAKE_OVER }),
+        },
+        Case { broken: &[NoLeaseBeforeSync], ground: Simulator },
+        Case { broken: &[LeaseEndIgnored], ground: Simulator },
+        Case { broken: &[SilenceNotAwaited], ground: Simulator },
+        Case { broken: &[SilenceBeforeStart], ground: Simulator },
+        Case { broken: &[PromiseForgotten], ground: Simulator },
+        Case { broken: &[PromiseWithTakeOverOpen], ground: Simulator },
+    ]
+};
+
+/// Mutations that no oracle can notice alone, each with the argument; docs/protocol.md repeats it.
+pub const COVERED: &[(Mutation, &str)] = {
+    use Mutation::*;
+    &[
+        (
+            ReceiverNotStopped,
+            "what arrives after the win is in the copy that is promoted; promotion itself ends the stream",
+        ),
+        (
+            MarkerNotRechecked,
+            "the marker cannot change while the take-over is open, so the second look finds the same",
+        ),
+        (MarkerNotCleared, "a marker of another generation is not good; the generation alone is enough"),
+        (
+            EpochNotRaisedOnResume,
+            "the intent is on disk, so the restarted holder waits for the answer to what it asked",
+        ),
+        (IntentNotDurable, "the epoch is raised on resume, so a forgotten request can no longer win"),
+        (OldPactMarked, "pacts are never minted twice, so an old one is not the register's"),
+        (RepeatedRequestJudgedAgain, "a change needs its epoch, so a second judgement loses or is the first"),
+    ]
+};
+
+/// Looks for a seed that notices the case.
+pub fn judge(case: &Case, seeds: u64) -> Verdict {
+    for seed in 0..seeds {
+        let noticed = match case.ground {
+            Ground::Explorer(bounds) => walk(bounds, case.broken, Voting::Arbiter, seed, STEPS_MAX)
+                .violation
+                .map(|(violation, path)| (violation.what, path.len())),
+            Ground::Simulator => {
+                let run = sim::run(seed, case.broken);
+                run.violation.map(|violation| (violation, run.log.len()))
+            }
+        };
+        if noticed.is_some() {
+            return Verdict { seeds: seed + 1, killed: noticed };
+        }
+    }
+    Verdict { seeds, killed: None }
+}

@@ -1,0 +1,33 @@
+//! What every history is checked for, one file each.
+
+mod o1;
+mod o10;
+mod o2;
+mod o3;
+mod o4;
+mod o5;
+mod o6;
+mod o8;
+mod o9;
+mod status;
+
+use super::cluster::Cluster;
+
+pub(crate) use o1::o1_acknowledged_is_there;
+pub(crate) use o2::o2_one_acknowledges;
+pub(crate) use o3::o3_epochs_rise;
+pub(crate) use o4::o4_own_timeline;
+pub(crate) use o9::o9_nothing_moves;
+pub(crate) use o10::o10_quarantined;
+
+/// At every look.
+pub(crate) fn at_every_moment(cluster: &Cluster) -> Option<String> {
+    o6::o6_one_address(cluster).or_else(|| status::status_is_true(cluster))
+}
+
+/// After a long peace.
+pub(crate) fn at_the_end(cluster: &Cluster) -> Option<String> {
+    o8::o8_best_protection(cluster)
+        .or_else(|| o5::o5_pair_agrees(cluster))
+        .or_else(|| o1::o1_at_the_end(cluster))
+}

@@ -1,0 +1,21 @@
+//! O1: each acknowledged write is on whoever serves.
+
+use dyad_cluster::types::Node;
+
+use crate::sim::cluster::Cluster;
+use crate::sim::database::Service;
+
+pub(crate) fn o1_acknowledged_is_there(log: &[u64], acknowledged: &[(u64, Node, u64)]) -> Option<String> {
+    // Ids rise within a log, whoever wrote them.
+    let missing = acknowledged.iter().find(|(write, _, _)| !log.contains(write));
+    missing.map(|(write, node, epoch)| {
+        format!("O1: write {write}, acknowledged by {node:?} at epoch {epoch}, is lost")
+    })
+}
+
+pub(crate) fn o1_at_the_end(cluster: &Cluster) -> Option<String> {
+    let serving = cluster.machines.iter().flat_map(|m| m.databases.iter().enumerate());
+    serving
+        .filter(|(_, database)| database.service == Service::Serving)
+        .find_map(|(index, database)| o1_acknowledged_is_there(&database.log, &cluster.acknowledged[index]))
+}
