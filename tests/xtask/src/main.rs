@@ -52,7 +52,7 @@ fn run(args: &[&str]) -> Result<bool> {
         ["update-golden"] => {
             sh::cargo_env(
                 &root,
-                &["test", "--workspace", "--exclude", "dyad-vm-tests"],
+                &["test", "--workspace", "--exclude", "dyad-vm-tests", "--exclude", "dyad-image-tests"],
                 &[("UPDATE_GOLDEN", "1")],
             )?;
             true

@@ -16,6 +16,7 @@ pub(crate) const DEBIAN_PACKAGES: &[&str] = &[
     "dmsetup",
     "dosfstools",
     "e2fsprogs",
+    "faketime",
     "gdisk",
     "gnupg",
     "gpgv",
@@ -29,6 +30,7 @@ pub(crate) const DEBIAN_PACKAGES: &[&str] = &[
     "procps",
     "python3",
     "python3-jsonschema",
+    "python3-seccomp",
     "qemu-system-x86",
     "qemu-utils",
     "squashfs-tools",
@@ -40,6 +42,8 @@ pub(crate) const DEBIAN_PACKAGES: &[&str] = &[
 
 /// The package that holds everything that boots machines.
 const VM_TESTS: &str = "dyad-vm-tests";
+/// The package that builds whole images and compares them: like the other it needs the finished program.
+const IMAGE_TESTS: &str = "dyad-image-tests";
 
 /// Runs every check; `vm`: also those that boot machines. True when all passed.
 pub(crate) fn run(root: &Path, vm: bool) -> Result<bool> {
@@ -53,9 +57,10 @@ pub(crate) fn run(root: &Path, vm: bool) -> Result<bool> {
         return Ok(false);
     }
     sh::cargo(root, &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
-    sh::cargo(root, &["test", "--workspace", "--locked", "--exclude", VM_TESTS])?;
+    sh::cargo(root, &["test", "--workspace", "--locked", "--exclude", VM_TESTS, "--exclude", IMAGE_TESTS])?;
+    sh::cargo(root, &["build", "--release", "--locked", "--bin", "dyad"])?;
+    sh::cargo(root, &["test", "--locked", "--package", IMAGE_TESTS, "--", "--test-threads=1"])?;
     if vm {
-        sh::cargo(root, &["build", "--release", "--locked", "--bin", "dyad"])?;
         sh::cargo(root, &["test", "--locked", "--package", VM_TESTS, "--", "--test-threads=1"])?;
     }
     let after = sh::output(root, "git", &["status", "--porcelain"])?;
