@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow};
 use bytes::Bytes;
 use dyad_archive::Cache;
+use dyad_debian::LockedPackage;
 use dyad_spec::OutputFormat;
 use dyad_tree::unpack::Limits;
 use dyad_tree::{Inputs, PackageInput, PayloadFile};
@@ -18,7 +19,7 @@ use crate::cli::BuildArgs;
 use crate::emit::{self, Finished, Output};
 use crate::manifest::Manifest;
 use crate::stage::{Stages, Timed};
-use crate::{load, packages, payload};
+use crate::{load, packages, payload, sbom};
 
 /// Start of the name of a build's own directory inside the output directory.
 const SCRATCH_PREFIX: &str = ".dyad-build-";
@@ -163,6 +164,8 @@ pub(crate) fn build(wanted: &Wanted) -> Result<Record> {
         (packages, programs.join().map_err(|_| anyhow!("compiling the payload panicked")))
     });
     let (obtained, programs) = (packages?, programs??);
+    let mut bill: Vec<LockedPackage> = obtained.packages.iter().map(|(locked, _)| locked.clone()).collect();
+    bill.sort();
     let built = stages.run("tree", || {
         let mut payload: Vec<PayloadFile> = programs
             .into_iter()
@@ -183,7 +186,11 @@ pub(crate) fn build(wanted: &Wanted) -> Result<Record> {
     let formats = if wanted.formats.is_empty() { &merged.outputs } else { &wanted.formats };
     let finished = Finished { merged, built: &built, root, boot, site };
     let manifest = Manifest::new(&built, obtained.chains, &finished.root.hash);
-    let outputs = stages.run("outputs", || finished.outputs(formats, &manifest, dir.path(), &wanted.out))?;
+    let beside = [
+        ("manifest.json", serde_json::to_value(&manifest).context("writing the manifest")?),
+        ("spdx.json", sbom::document(merged, &bill, &finished.root.hash)),
+    ];
+    let outputs = stages.run("outputs", || finished.outputs(formats, &beside, dir.path(), &wanted.out))?;
     Ok(Record {
         name: merged.name.clone(),
         version: merged.version.clone(),

@@ -21,7 +21,7 @@ pub(crate) enum Command {
     Build(BuildArgs),
     /// Write or refresh the lock file that pins every package of a definition.
     Lock(LockArgs),
-    /// Show what is in an image, an ESP, a kernel image or a tree.
+    /// Show what is in an image, a root file system or a kernel image.
     Inspect(InspectArgs),
     /// Check every checksum, hash and structure of an image.
     Verify {
@@ -106,7 +106,7 @@ pub(crate) struct LockArgs {
 /// `dyad inspect`.
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// Image or part of one: raw, qcow2, squashfs, UKI, cpio, tar.
+    /// Image or part of one: raw or qcow2 disk, squashfs, unified kernel image.
     pub(crate) file: PathBuf,
     /// As JSON.
     #[arg(long)]

@@ -17,10 +17,10 @@ use dyad_spec::image::Merged;
 use dyad_tree::Built;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::blocks::DiskBlocks;
-use crate::manifest::Manifest;
 
 /// High enough to save a fifth over the default, low enough for the megabytes of an initrd.
 const INITRD_ZSTD_LEVEL: i32 = 19;
@@ -307,11 +307,12 @@ impl Finished<'_> {
         files.into_iter().map(record).collect()
     }
 
-    /// Writes all formats at once and, when all are complete, moves them to their final names.
+    /// Writes all formats at once and what stands beside them, by suffix; when all is complete, moves it to its final
+    /// names.
     pub(crate) fn outputs(
         &self,
         formats: &[OutputFormat],
-        manifest: &Manifest,
+        beside: &[(&str, Value)],
         dir: &Path,
         out: &Path,
     ) -> Result<Vec<Output>> {
@@ -328,18 +329,21 @@ impl Finished<'_> {
             let finish = |t: std::thread::ScopedJoinHandle<'_, _>| t.join().expect("a panic is a bug");
             threads.into_iter().map(finish).collect::<Result<Vec<Vec<(Output, PathBuf)>>>>()
         })?;
-        let text = dir.join("manifest.json");
-        let mut file = BufWriter::with_capacity(BUFFER_BYTES, create(&text)?);
-        serde_json::to_writer(&mut file, manifest).context("writing the manifest")?;
-        file.flush().context("writing the manifest")?;
-        let stem = out.join(format!("{}_{}.raw", self.merged.name, self.merged.version));
+        for (suffix, value) in beside {
+            let mut file = BufWriter::with_capacity(BUFFER_BYTES, create(&dir.join(suffix))?);
+            serde_json::to_writer(&mut file, value).with_context(|| format!("writing {suffix}"))?;
+            file.flush().with_context(|| format!("writing {suffix}"))?;
+        }
         let mut outputs = Vec::new();
         for (output, file) in finished.into_iter().flatten() {
             fs::rename(&file, &output.path)
                 .with_context(|| format!("moving to {}", output.path.display()))?;
             outputs.push(output);
         }
-        fs::rename(&text, Manifest::beside(&stem)).context("moving the manifest")?;
+        for (suffix, _) in beside {
+            let path = out.join(format!("{}_{}.{suffix}", self.merged.name, self.merged.version));
+            fs::rename(dir.join(suffix), &path).with_context(|| format!("moving to {}", path.display()))?;
+        }
         Ok(outputs)
     }
 }

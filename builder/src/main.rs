@@ -10,6 +10,7 @@ mod load;
 mod manifest;
 mod packages;
 mod payload;
+mod sbom;
 mod stage;
 mod verify;
 

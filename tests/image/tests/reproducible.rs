@@ -65,7 +65,11 @@ fn one_definition_gives_one_image_everywhere() {
     let installed = Installed::new();
     let plain = Surroundings { directory: Some(installed.path("src")), ..Surroundings::default() };
     let first: Digests = installed.digests(&plain, &installed.path("out"), &ALL, &["--locked"]);
-    assert_eq!(first.len(), 7, "raw, qcow2, tar, three files for PXE and the manifest: {first:?}");
+    assert_eq!(
+        first.len(),
+        8,
+        "raw, qcow2, tar, three files for PXE, manifest and bill of materials: {first:?}"
+    );
     // The cache is warm now: what comes out of it is what was put in.
     assert_eq!(installed.digests(&plain, &installed.path("out"), &ALL, &["--locked"]), first, "warm cache");
     for (name, around, out) in everywhere(&installed) {
