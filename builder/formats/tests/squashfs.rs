@@ -64,11 +64,12 @@ fn our_reader_sees_the_tree() {
 }
 
 #[test]
+#[ignore = "run in a guest by tests/vm"]
 fn unsquashfs_extracts_the_tree() {
     let tree = full_tree();
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("image"), image(&tree, &Options::default()).0).unwrap();
-    // Mode bits and owners can be compared only by root; CI's containers are root.
+    // Owners and devices can be made only by root.
     run("unsquashfs", &["-quiet", "-no-progress", "-xattrs", "-d", "out", "image"], dir.path());
     let out = dir.path().join("out");
     let mut inodes = HashMap::new();

@@ -1,4 +1,4 @@
-//! The library cache against ldconfig, and programs started inside a finished tree (needs root for chroot).
+//! The library cache against ldconfig, and programs started inside a finished tree.
 
 #![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
@@ -91,7 +91,8 @@ fn the_cache_is_what_ldconfig_writes_and_programs_run() {
     assert_eq!(ours.len(), 4, "{ours:?}");
 
     fs::remove_file(dir.path().join("theirs")).unwrap();
-    let hello = run("/usr/sbin/chroot", &[root, "/bin/bash", "-c", "echo hello"]);
+    let in_root = ["--map-root-user", "/usr/sbin/chroot", root, "/bin/bash", "-c", "echo hello"];
+    let hello = run("/usr/bin/unshare", &in_root);
     assert_eq!(String::from_utf8_lossy(&hello.stdout), "hello\n", "{hello:?}");
     let debug = String::from_utf8_lossy(&hello.stderr).into_owned();
     assert!(debug.contains("search cache=/etc/ld.so.cache"), "{debug}");

@@ -105,7 +105,7 @@ fn a_node_is_configured_once_and_repaired() {
 }
 
 #[test]
-#[ignore = "run in namespaces by another test"]
+#[ignore = "run by a_node_is_configured_once_and_repaired"]
 fn inside_configure() {
     sysfs();
     cables();
@@ -188,7 +188,7 @@ fn without_a_site_links_have_link_local_addresses_only() {
 }
 
 #[test]
-#[ignore = "run in namespaces by another test"]
+#[ignore = "run by without_a_site_links_have_link_local_addresses_only"]
 fn inside_unconfigured() {
     sysfs();
     cables();
@@ -207,7 +207,7 @@ fn two_links_with_each_others_names_exchange_them() {
 }
 
 #[test]
-#[ignore = "run in namespaces by another test"]
+#[ignore = "run by two_links_with_each_others_names_exchange_them"]
 fn inside_exchange() {
     sysfs();
     cables();
@@ -228,7 +228,7 @@ fn a_name_that_is_taken_is_refused_and_nothing_changes() {
 }
 
 #[test]
-#[ignore = "run in namespaces by another test"]
+#[ignore = "run by a_name_that_is_taken_is_refused_and_nothing_changes"]
 fn inside_taken() {
     sysfs();
     cables();
@@ -246,7 +246,7 @@ fn names_are_written_once() {
 }
 
 #[test]
-#[ignore = "run in namespaces by another test"]
+#[ignore = "run by names_are_written_once"]
 fn inside_names() {
     let directory = tempfile::tempdir().unwrap();
     let site = site();
@@ -291,7 +291,7 @@ via = "10.0.0.254"
 "#;
 
 #[test]
-#[ignore = "needs the modules bonding, bridge and veth: run in a guest"]
+#[ignore = "run in a guest by tests/vm"]
 fn bonds_are_made_and_repaired() {
     in_namespaces("inside_bonds");
 }
@@ -306,7 +306,7 @@ fn in_sync(member: &str) -> bool {
 }
 
 #[test]
-#[ignore = "run in namespaces by another test"]
+#[ignore = "run by bonds_are_made_and_repaired"]
 fn inside_bonds() {
     sysfs();
     // Four cables; the outer ends of two are an LACP partner.

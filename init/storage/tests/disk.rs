@@ -1,10 +1,8 @@
 //! The phases on a real disk: a loop device, the kernel's partition table, real file systems.
 //!
-//! These tests need root, loop devices, e2fsprogs, gdisk, strace and util-linux; the one for `data` also needs
-//! device-mapper and lvm2. Each run of a phase is a process in a mount and PID namespace of its own, so that its
-//! end, by itself or by a kill, takes mounts and tools with it as a power cut would.
-//!
-//! `cargo test -p dyad-storage --test disk -- --ignored --test-threads 1`
+//! These tests need root, loop devices, device-mapper and Debian's tools: tests/vm runs them in a guest. Each run of a
+//! phase is a process in a mount and PID namespace of its own, so that its end, by itself or by a kill, takes mounts and
+//! tools with it as a power cut would.
 #![allow(clippy::unwrap_used, reason = "a test helper that fails is a failed test")]
 
 use std::fs::{self, File};
@@ -35,8 +33,31 @@ const CUTS: [&str; 12] = [
     "execve",
     "getrandom",
 ];
+/// The same for the phase that makes volumes.
+const DATA_CUTS: [&str; 8] = ["io_submit", "ioctl", "fsync", "pwrite64", "execve", "mount", "chown", "mkdir"];
 /// More than any phase makes of one of them; a run that is not killed ends the series earlier.
 const CALLS_MAX: u32 = 400;
+/// Cuts in a first boot that are always tried: before, inside and after what must stay in order. A cut takes seconds.
+const CUTS_ALWAYS: [(&str, u32); 10] = [
+    ("pwrite64", 1),
+    ("pwrite64", 2),
+    ("pwrite64", 3),
+    ("fsync", 1),
+    ("fsync", 2),
+    ("ioctl", 4),
+    ("execve", 3),
+    ("mount", 1),
+    ("rename", 1),
+    ("chown", 1),
+];
+/// The same for `data`.
+const DATA_CUTS_ALWAYS: [(&str, u32); 6] =
+    [("io_submit", 2), ("ioctl", 4), ("fsync", 1), ("pwrite64", 8), ("execve", 4), ("mount", 1)];
+
+/// Whether to try every cut there is, which takes hours.
+fn soak() -> bool {
+    std::env::var_os("DYAD_SOAK").is_some()
+}
 
 /// A disk in a file behind a loop device.
 struct Disk {
@@ -210,7 +231,7 @@ impl Drop for Disk {
 
 /// Not a test of its own: one boot, in the namespaces that [`Disk::boot`] made.
 #[test]
-#[ignore = "run by the other tests"]
+#[ignore = "run by a_first_boot_makes_everything_and_a_second_one_nothing"]
 fn one_boot() {
     let Ok(phases) = std::env::var("DYAD_TEST_PHASES") else { return };
     let directory = PathBuf::from(std::env::var("DYAD_TEST_DIRECTORY").unwrap());
@@ -260,7 +281,7 @@ fn one_boot() {
 }
 
 #[test]
-#[ignore = "needs root and loop devices"]
+#[ignore = "run in a guest by tests/vm"]
 fn a_first_boot_makes_everything_and_a_second_one_nothing() {
     let mut disk = Disk::new(2048 * MIB);
     let slot_a = disk.bytes_of(2);
@@ -283,32 +304,44 @@ fn a_first_boot_makes_everything_and_a_second_one_nothing() {
 }
 
 #[test]
-#[ignore = "needs root and loop devices"]
+#[ignore = "run in a guest by tests/vm"]
 fn a_cut_at_any_call_of_a_first_boot_converges() {
-    let mut kills = 0;
-    for call in CUTS {
-        for count in 1..=CALLS_MAX {
-            let mut disk = Disk::new(1700 * MIB);
-            let (success, text) = disk.boot("grow,state", Some((call, count)));
-            if success {
-                break;
-            }
-            kills += 1;
-            println!("{call} {count}");
-            assert!(!text.contains("REPORT state"), "{call} {count}: {text}");
-            disk.reboot();
-            let (success, text) = disk.boot("grow,state", None);
-            assert!(success, "killed at {call} {count}, then: {text}");
-            disk.check("PND#data");
-            assert_eq!(disk.good_boot("grow,state"), ["grow: nothing to do", "state: nothing to do"]);
+    if !soak() {
+        for (call, count) in CUTS_ALWAYS {
+            assert!(cut_first_boot(call, count), "nothing is killed at {call} {count}");
         }
+        return;
     }
-    println!("{kills} cuts converged");
+    let kills: u32 = CUTS.iter().map(|call| series(|count| cut_first_boot(call, count), |n| n + 1)).sum();
     assert!(kills > 40, "only {kills} runs were cut");
 }
 
+/// Tries cut after cut until a run comes to its end; how many were cut.
+fn series(cut: impl Fn(u32) -> bool, next: impl Fn(u32) -> u32) -> u32 {
+    let counts = std::iter::successors(Some(1), |count| Some(next(*count)));
+    counts.take_while(|count| *count <= CALLS_MAX).take_while(|count| cut(*count)).count() as u32
+}
+
+/// A first boot killed at this call, and the next one; false when it was over before the call.
+fn cut_first_boot(call: &str, count: u32) -> bool {
+    let mut disk = Disk::new(1700 * MIB);
+    let (success, text) = disk.boot("grow,state", Some((call, count)));
+    if success {
+        return false;
+    }
+    assert!(!text.contains("REPORT state"), "{call} {count}: {text}");
+    disk.reboot();
+    let (success, text) = disk.boot("grow,state,grow,state", None);
+    assert!(success, "killed at {call} {count}, then: {text}");
+    let again = "REPORT grow: nothing to do\n\nREPORT state: nothing to do";
+    assert!(text.contains(again), "killed at {call} {count}, then: {text}");
+    disk.check("PND#data");
+    println!("{call} {count} converged");
+    true
+}
+
 #[test]
-#[ignore = "needs root and loop devices"]
+#[ignore = "run in a guest by tests/vm"]
 fn too_small_a_disk_is_told_and_left_alone() {
     let disk = Disk::new(1024 * MIB);
     let before = fs::read(disk.file()).unwrap();
@@ -319,7 +352,7 @@ fn too_small_a_disk_is_told_and_left_alone() {
 }
 
 #[test]
-#[ignore = "needs root and loop devices"]
+#[ignore = "run in a guest by tests/vm"]
 fn somebody_elses_file_system_is_refused() {
     let disk = Disk::new(1700 * MIB);
     disk.good_boot("grow");
@@ -333,7 +366,7 @@ fn somebody_elses_file_system_is_refused() {
 }
 
 #[test]
-#[ignore = "needs root and loop devices"]
+#[ignore = "run in a guest by tests/vm"]
 fn a_finished_state_is_never_made_anew() {
     let disk = Disk::new(1700 * MIB);
     disk.good_boot("grow,state");
@@ -347,7 +380,7 @@ fn a_finished_state_is_never_made_anew() {
 }
 
 #[test]
-#[ignore = "needs root and loop devices"]
+#[ignore = "run in a guest by tests/vm"]
 fn a_torn_table_is_repaired_from_its_backup() {
     let mut disk = Disk::new(1700 * MIB);
     disk.good_boot("grow,state");
@@ -361,7 +394,7 @@ fn a_torn_table_is_repaired_from_its_backup() {
 }
 
 #[test]
-#[ignore = "needs root and loop devices"]
+#[ignore = "run in a guest by tests/vm"]
 fn a_shutdown_lets_go_of_what_it_can() {
     let disk = Disk::new(1700 * MIB);
     let report = disk.good_boot("grow,state,teardown");
@@ -374,7 +407,7 @@ fn a_shutdown_lets_go_of_what_it_can() {
 }
 
 #[test]
-#[ignore = "needs root, loop devices and vfat"]
+#[ignore = "run in a guest by tests/vm"]
 fn the_boot_partition_is_mounted_read_only() {
     let disk = Disk::new(1700 * MIB);
     disk.good_boot("grow");
@@ -387,7 +420,7 @@ fn the_boot_partition_is_mounted_read_only() {
 }
 
 #[test]
-#[ignore = "needs root and loop devices"]
+#[ignore = "run in a guest by tests/vm"]
 fn a_machine_without_its_root_on_a_disk_is_live() {
     let disk = Disk::new(64 * MIB);
     let other = "f".repeat(64);
@@ -424,7 +457,7 @@ fn volumes(disk: &Disk) -> Vec<(String, u64)> {
 }
 
 #[test]
-#[ignore = "needs root, loop devices and device-mapper"]
+#[ignore = "run in a guest by tests/vm"]
 fn data_is_made_once_and_grows_with_its_disk() {
     let mut disk = Disk::new(2048 * MIB);
     let first = disk.good_boot("grow,state,data,data");
@@ -452,36 +485,40 @@ fn data_is_made_once_and_grows_with_its_disk() {
 }
 
 #[test]
-#[ignore = "needs root, loop devices and device-mapper"]
+#[ignore = "run in a guest by tests/vm"]
 fn data_cut_at_any_call_converges() {
-    let mut kills = 0;
-    for call in ["io_submit", "ioctl", "fsync", "pwrite64", "execve", "mount", "chown", "mkdir"] {
-        // Ever fewer: a run with every system call traced takes seconds, and the late calls are those of one mkfs.
-        let mut count = 1;
-        loop {
-            let mut disk = Disk::new(1700 * MIB);
-            disk.good_boot("grow,state");
-            let (success, text) = disk.boot("data", Some((call, count)));
-            if success {
-                break;
-            }
-            kills += 1;
-            assert!(!text.contains("REPORT data"), "{call} {count}: {text}");
-            disk.reboot();
-            let (success, text) = disk.boot("grow,state,data", None);
-            assert!(success, "killed at {call} {count}, then: {text}");
-            disk.check("data");
-            assert_eq!(volumes(&disk).len(), 1);
-            assert_eq!(disk.good_boot("data"), ["data: nothing to do"]);
-            println!("{call} {count} converged");
-            count *= 2;
+    if !soak() {
+        for (call, count) in DATA_CUTS_ALWAYS {
+            assert!(cut_data(call, count), "nothing is killed at {call} {count}");
         }
+        return;
     }
+    // Ever fewer: a run with every system call traced takes seconds, and the late calls are those of one mkfs.
+    let kills: u32 = DATA_CUTS.iter().map(|call| series(|count| cut_data(call, count), |n| n * 2)).sum();
     assert!(kills > 15, "only {kills} runs were cut");
 }
 
+/// As [`cut_first_boot`], for the phase that makes volumes.
+fn cut_data(call: &str, count: u32) -> bool {
+    let mut disk = Disk::new(1700 * MIB);
+    disk.good_boot("grow,state");
+    let (success, text) = disk.boot("data", Some((call, count)));
+    if success {
+        return false;
+    }
+    assert!(!text.contains("REPORT data"), "{call} {count}: {text}");
+    disk.reboot();
+    let (success, text) = disk.boot("grow,state,data,data", None);
+    assert!(success, "killed at {call} {count}, then: {text}");
+    assert!(text.contains("REPORT data: nothing to do"), "killed at {call} {count}, then: {text}");
+    disk.check("data");
+    assert_eq!(volumes(&disk).len(), 1);
+    println!("{call} {count} converged");
+    true
+}
+
 #[test]
-#[ignore = "needs root, loop devices and device-mapper"]
+#[ignore = "run in a guest by tests/vm"]
 fn data_of_somebody_else_is_refused() {
     let disk = Disk::new(1700 * MIB);
     disk.good_boot("grow");

@@ -2,6 +2,9 @@
 //!
 //! `cargo xtask verify` builds the program first; a test run by hand takes `DYAD_BIN` or `target/release/dyad`.
 
+pub mod boot;
+pub mod guest;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 

@@ -165,7 +165,7 @@ fn two_builds_at_once_download_each_file_once() {
 
 /// Fetches package `a` in a process of its own, which the test below kills.
 #[test]
-#[ignore = "started by a_killed_build_leaves_a_valid_cache"]
+#[ignore = "run by a_killed_build_leaves_a_valid_cache"]
 fn a_build_to_be_killed() {
     let cache = Cache::open(std::env::var("TEST_CACHE").unwrap().as_ref()).unwrap();
     let overrides = Overrides {
