@@ -68,6 +68,11 @@ pub struct FileBlocks {
 }
 
 impl FileBlocks {
+    /// Offset in the image of the file's own blocks, which follow one another.
+    pub fn start(&self) -> u64 {
+        self.start
+    }
+
     /// Bytes that the file's own blocks take in the image; its share of a fragment is not counted.
     pub fn stored_bytes(&self) -> u64 {
         self.sizes.iter().map(|size| u64::from(size & !STORED)).sum()
