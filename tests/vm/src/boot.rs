@@ -61,7 +61,12 @@ impl Lab {
             self.run(&["psql", "--node", node, "--", "-XAtqc", "select 1"]).stdout == b"1\n"
         });
         let sql = began.elapsed().as_secs_f64();
-        let status = self.ask(node, &["status"]);
+        // The first answer comes before the supervisor's own look at the database.
+        let mut status = Value::Null;
+        wait(&format!("{which}: {node} tells its system identifier"), BOOT, || {
+            status = self.ask(node, &["status"]);
+            status["node"]["postgresql"]["system_identifier"].is_string()
+        });
         let walls: Vec<_> = marks.iter().map(|(name, at)| format!("{name} {at:.1} s")).collect();
         let guest: Vec<_> = status["node"]["image"]["boot"]
             .as_array()
