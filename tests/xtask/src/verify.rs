@@ -57,6 +57,9 @@ pub(crate) fn run(root: &Path, vm: bool) -> Result<bool> {
         return Ok(false);
     }
     sh::cargo(root, &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
+    let no_unwrap = ["-D", "warnings", "-D", "clippy::unwrap_used"];
+    let programs = ["clippy", "--workspace", "--lib", "--bins", "--locked", "--"];
+    sh::cargo(root, &[&programs[..], &no_unwrap[..]].concat())?;
     sh::cargo(root, &["test", "--workspace", "--locked", "--exclude", VM_TESTS, "--exclude", IMAGE_TESTS])?;
     sh::cargo(root, &["build", "--release", "--locked", "--bin", "dyad"])?;
     sh::cargo(root, &["test", "--locked", "--package", IMAGE_TESTS, "--", "--test-threads=1"])?;
