@@ -22,7 +22,9 @@ impl State {
             // While a take-over is open the data that it was asked with must stay (rule 3).
             let diverged = self.seat(r).relation == Some(Relation::Diverged);
             let careless = self.broken(Mutation::MarkerNotCleared);
-            if careless || (!self.take_over_open(r) && self.clear_marker(r, None)) {
+            // And the register that says so must be on the disk: after a crash nobody else may remember it.
+            let free = self.register_durable(r) && !self.take_over_open(r);
+            if careless || (free && self.clear_marker(r, None)) {
                 self.go(r, if diverged { Phase::Rewinding } else { Phase::Cloning });
             }
         } else {

@@ -1,135 +1,154 @@
-//! `dyad-sim`: explorer and simulator from the command line; `cargo xtask sim` and `cargo xtask mutate` run it.
+//! `dyad-sim`: explorer, simulator and mutations from the command line; `cargo xtask sim` and `cargo xtask mutate` run it.
 
+use std::collections::HashSet;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use dyad_cluster::Voting;
-use dyad_sim::explore::{Bounds, explore};
+use dyad_cluster::{Voting, phase::EDGES};
+use dyad_sim::explore::{Bounds, Exploration, NOTHING, explore, walk};
+use dyad_sim::{mutate, sim};
 
-fn run(args: &[String]) -> Result<bool> {
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    match args[..] {
-        ["walk", seeds, ref rest @ ..] => {
-            let (mut edges, mut states) = (std::collections::HashSet::new(), 0);
-            let bounds = Bounds {
-                writes: 4,
-                epochs: 12,
-                crashes: 3,
-                reclones: 2,
-                cuts: 3,
-                suspicions: 4,
-                restarts: 2,
-                rollbacks: 1,
-                gone: true,
-                switchovers: 1,
-                lease_ends: 1,
-            };
-            for seed in 0..seeds.parse()? {
-                let mut found = dyad_sim::explore::walk(bounds, &[], Voting::Arbiter, seed, 400);
-                edges.extend(found.edges.drain());
-                states += found.states;
-                if let Some((violation, path)) = &found.violation {
-                    println!("seed {seed}: {}", violation.what);
-                    for (number, line) in path.iter().enumerate() {
-                        println!("{:3} {line}", number + 1);
-                    }
-                    return Ok(false);
-                }
-            }
-            println!("{states} moves, {} edges; missing:", edges.len());
-            for (a, b, why) in dyad_cluster::phase::EDGES {
-                if !edges.contains(&(*a, *b)) {
-                    println!("  {a:?} -> {b:?} {why}");
-                }
-            }
-            let _ = rest;
-            Ok(true)
-        }
-        ["sim", "--seeds", seeds] => sim(seeds),
-        ["sim", "--seed", seed] => replay(seed.parse().context("a seed is a number")?),
-        ["mutate", seeds] => mutate(seeds.parse().context("the number of seeds")?),
-        ["explore", states_max, ref rest @ ..] => {
-            let mut b = [3, 6, 1, 1, 1, 1, 0, 0, 0, 0, 0];
-            for (slot, text) in b.iter_mut().zip(rest) {
-                *slot = text.parse().with_context(|| format!("bound {text} is not a number"))?;
-            }
-            let bounds = Bounds {
-                writes: b[0],
-                epochs: b[1],
-                crashes: b[2],
-                reclones: b[3],
-                cuts: b[4],
-                suspicions: b[5],
-                restarts: b[6],
-                rollbacks: b[7],
-                gone: b[8] > 0,
-                switchovers: b[9],
-                lease_ends: b[10],
-            };
-            let found = explore(bounds, &[], Voting::Arbiter, states_max.parse().context("states")?);
-            println!(
-                "{} states, depth {}, complete {}, {} edges",
-                found.states,
-                found.depth,
-                found.complete,
-                found.edges.len()
-            );
-            if let Some((violation, path)) = &found.violation {
-                println!("{}", violation.what);
-                for (number, line) in path.iter().enumerate() {
-                    println!("{:3} {line}", number + 1);
-                }
-            }
-            Ok(found.violation.is_none())
-        }
-        _ => bail!("usage: dyad-sim explore STATES_MAX [BOUND...]"),
-    }
+const USAGE: &str = "usage: dyad-sim COMMAND
+  sim --seeds A..B [--json]   histories of whole clusters
+  sim --seed N                one of them, told in full
+  explore STATES              every order of everything, breadth first, at most so many states
+  walk --seeds A..B           deep random histories of the explorer
+  mutate --seeds N            each named mutation, at most so many seeds";
+
+/// All faults of the explorer at once.
+const STORM: Bounds = Bounds {
+    writes: 4,
+    epochs: 12,
+    crashes: 3,
+    reclones: 2,
+    cuts: 3,
+    suspicions: 4,
+    restarts: 2,
+    rollbacks: 1,
+    gone: true,
+    switchovers: 1,
+    supervisors: 2,
+    lease_ends: 1,
+};
+
+/// Moves of one random history.
+const STEPS_MAX: usize = 400;
+
+fn range(text: &str) -> Result<std::ops::Range<u64>> {
+    let (from, to) = text.split_once("..").context("seeds are given as A..B")?;
+    Ok(from.parse().context("A of A..B is not a number")?..to.parse().context("B of A..B is not a number")?)
 }
 
-/// `A..B`: every seed from A up to, not including, B.
-fn sim(range: &str) -> Result<bool> {
-    let (from, to) = range.split_once("..").context("seeds are given as A..B")?;
-    let (from, to): (u64, u64) = (from.parse().context("A of A..B")?, to.parse().context("B of A..B")?);
+fn simulate(seeds: std::ops::Range<u64>, json: bool) -> bool {
+    let count = seeds.end.saturating_sub(seeds.start);
     let (mut writes, mut changes, mut faults, mut take_overs) = (0, 0, 0, 0);
-    for seed in from..to {
-        let run = dyad_sim::sim::run(seed, &[]);
+    for seed in seeds {
+        let run = sim::run(seed, &[]);
         (writes, changes) = (writes + run.acknowledged, changes + run.changes);
         (faults, take_overs) = (faults + run.faults, take_overs + run.take_overs);
         if let Some(violation) = run.violation {
             println!("seed {seed}: {violation}\nreplay: cargo run -p dyad-sim -- sim --seed {seed}");
-            return Ok(false);
+            return false;
         }
     }
-    println!(
-        "{} histories: {writes} acknowledged writes, {changes} changes of authority, {take_overs} take-overs, {faults} faults, 0 violations",
-        to - from
-    );
-    Ok(true)
+    if json {
+        println!(
+            "{{\"histories\":{count},\"acknowledged\":{writes},\"changes\":{changes},\"take_overs\":{take_overs},\"faults\":{faults},\"violations\":0}}"
+        );
+    } else {
+        println!(
+            "{count} histories: {writes} acknowledged writes, {changes} changes of authority, {take_overs} take-overs, {faults} faults, 0 violations"
+        );
+    }
+    true
 }
 
-fn replay(seed: u64) -> Result<bool> {
-    let run = dyad_sim::sim::run(seed, &[]);
+fn replay(seed: u64) -> bool {
+    let run = sim::run(seed, &[]);
     for line in &run.log {
         println!("{line}");
     }
     println!("{}", run.violation.as_deref().unwrap_or("no violation"));
-    Ok(run.violation.is_none())
+    run.violation.is_none()
 }
 
-fn mutate(seeds: u64) -> Result<bool> {
-    println!("| broken | noticed | seeds | moves |\n|---|---|---|---|");
+fn show(found: &Exploration) -> bool {
+    let Some((violation, path)) = &found.violation else { return true };
+    println!("{}", violation.what);
+    for (number, line) in path.iter().enumerate() {
+        println!("{:3} {line}", number + 1);
+    }
+    false
+}
+
+fn explore_all(states_max: usize) -> bool {
+    // Small worlds of different kinds: each is seen whole, or to the same depth in all directions.
+    let small = Bounds { writes: 3, epochs: 6, ..NOTHING };
+    let worlds = [
+        ("peace", small),
+        ("cut", Bounds { cuts: 1, suspicions: 1, ..small }),
+        ("crash", Bounds { crashes: 1, suspicions: 1, ..small }),
+        ("restored arbiter", Bounds { rollbacks: 1, suspicions: 1, ..small }),
+        ("no arbiter", Bounds { gone: true, ..small }),
+    ];
+    println!("| world | states | depth | whole |\n|---|---|---|---|");
+    worlds.iter().all(|(name, bounds)| {
+        let found = explore(*bounds, &[], Voting::Arbiter, states_max);
+        println!("| {name} | {} | {} | {} |", found.states, found.depth, found.complete);
+        show(&found)
+    })
+}
+
+fn walk_all(seeds: std::ops::Range<u64>) -> bool {
+    let (mut edges, mut moves) = (HashSet::new(), 0);
+    for seed in seeds {
+        let found = walk(STORM, &[], Voting::Arbiter, seed, STEPS_MAX);
+        moves += found.states;
+        if !show(&found) {
+            println!("seed {seed}");
+            return false;
+        }
+        edges.extend(found.edges);
+    }
+    println!("{moves} moves, {} of {} edges, 0 violations", edges.len(), EDGES.len());
+    true
+}
+
+fn mutations(seeds: u64) -> bool {
+    println!("| broken | noticed by | seeds | moves or lines |\n|---|---|---|---|");
     let mut all = true;
-    for case in dyad_sim::mutate::CASES {
-        let verdict = dyad_sim::mutate::judge(case, seeds);
+    for case in mutate::CASES {
+        let verdict = mutate::judge(case, seeds);
         all &= verdict.killed.is_some();
-        let (what, moves) = verdict.killed.unwrap_or(("SURVIVES".into(), 0));
+        let (what, moves) = verdict.killed.unwrap_or(("nothing: survives".into(), 0));
         println!("| {:?} | {what} | {} | {moves} |", case.broken, verdict.seeds);
     }
-    Ok(all)
+    for (mutation, argument) in mutate::COVERED {
+        println!("| [{mutation:?}] | covered: {argument} | | |");
+    }
+    for mutation in mutate::OPEN {
+        println!("| [{mutation:?}] | not judged yet | | |");
+    }
+    all
+}
+
+fn run(args: &[&str]) -> Result<bool> {
+    Ok(match args {
+        ["sim", "--seeds", seeds] => simulate(range(seeds)?, false),
+        ["sim", "--seeds", seeds, "--json"] => simulate(range(seeds)?, true),
+        ["sim", "--seed", seed] => replay(seed.parse().context("the seed is not a number")?),
+        ["explore", states] => explore_all(states.parse().context("STATES is not a number")?),
+        ["walk", "--seeds", seeds] => walk_all(range(seeds)?),
+        ["mutate", "--seeds", seeds] => {
+            mutations(seeds.parse().context("the number of seeds is not a number")?)
+        }
+        _ => bail!("{USAGE}"),
+    })
 }
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match run(&args) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

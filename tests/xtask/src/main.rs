@@ -6,6 +6,7 @@
 mod bench;
 mod provision;
 mod sh;
+mod sim;
 mod tidy;
 mod verify;
 
@@ -20,6 +21,8 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   fix                   rustfmt and clippy --fix
   tidy [--ratchet]      file and function lengths, crate purity, lints; --ratchet records shorter lengths
   update-golden         rewrite the expected outputs of golden tests, to be read in review
+  sim --seeds A..B [--json]   simulated clusters; sim --seed N tells one history
+  mutate --seeds N      break each clause of the protocol and see which oracle notices
   bench NAME            build | boot: measured side by side in one run, printed as a table";
 
 fn root() -> PathBuf {
@@ -55,6 +58,10 @@ fn run(args: &[&str]) -> Result<bool> {
                 &["test", "--workspace", "--exclude", "dyad-vm-tests", "--exclude", "dyad-image-tests"],
                 &[("UPDATE_GOLDEN", "1")],
             )?;
+            true
+        }
+        ["sim", ..] | ["mutate", ..] => {
+            sim::run(&root, args)?;
             true
         }
         ["bench", name] => bench::run(&root, name)?,

@@ -28,6 +28,7 @@ pub const NOTHING: Bounds = Bounds {
     rollbacks: 0,
     gone: false,
     switchovers: 0,
+    supervisors: 0,
     lease_ends: 0,
 };
 
@@ -36,6 +37,7 @@ pub const NOTHING: Bounds = Bounds {
 enum Move {
     Boot(Node),
     Crash(Node),
+    Supervisor(Node),
     SwapDisk(Node),
     Finish(Node, ActionId),
     Unusable(Node, ActionId),
@@ -57,6 +59,8 @@ enum Move {
     ArbiterCopied,
 }
 
+/// A pair with a mutated core may never be protected; it is walked from wherever it got.
+const PROTECT_ROUNDS_MAX: usize = 100;
 /// In random histories, one move in this many is a fault.
 const FAULT_ONE_IN: usize = 14;
 
@@ -64,6 +68,7 @@ impl Move {
     fn is_fault(&self) -> bool {
         match self {
             Move::Crash(_)
+            | Move::Supervisor(_)
             | Move::SwapDisk(_)
             | Move::Unusable(..)
             | Move::SeeDown(_)
@@ -155,6 +160,9 @@ pub fn explore(bounds: Bounds, broken: &[Mutation], voting: Voting, states_max: 
 pub fn walk(bounds: Bounds, broken: &[Mutation], voting: Voting, seed: u64, steps: usize) -> Exploration {
     let mut world = World::new(bounds, broken, voting);
     prologue(&mut world);
+    if seed % 2 == 1 {
+        protect(&mut world);
+    }
     let mut random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut path = Vec::new();
     let mut result =
@@ -217,6 +225,21 @@ fn prologue(world: &mut World) {
     *world.letters.change() = std::collections::BTreeSet::new();
 }
 
+/// On to Sync: half of the random histories begin there.
+fn protect(world: &mut World) {
+    for _ in 0..PROTECT_ROUNDS_MAX {
+        if world.machines.iter().any(|m| m.state.as_ref().and_then(|s| s.phase(R)) == Some(Phase::Sync)) {
+            break;
+        }
+        for moved in moves(world) {
+            if matches!(moved, Move::Finish(..) | Move::Deliver(_) | Move::Renew(_) | Move::SeeHead(_)) {
+                apply(world, &moved);
+            }
+        }
+    }
+    world.edges.clear();
+}
+
 fn path(trail: &[Visited], mut at: u32) -> Vec<String> {
     let mut moves = Vec::new();
     while let Some(visited) = trail.get(at as usize) {
@@ -255,6 +278,9 @@ fn moves(world: &World) -> Vec<Move> {
         }
         if left.crashes > 0 {
             all.push(Move::Crash(node));
+        }
+        if left.supervisors > 0 {
+            all.push(Move::Supervisor(node));
         }
         if world.voting == Voting::Arbiter {
             all.push(Move::Renew(node));
@@ -310,6 +336,10 @@ fn apply(world: &mut World, moved: &Move) -> bool {
         Move::Crash(node) => {
             world.left.crashes -= 1;
             world.crash(*node);
+        }
+        Move::Supervisor(node) => {
+            world.left.supervisors -= 1;
+            world.start(*node);
         }
         Move::SwapDisk(node) => {
             world.left.reclones -= 1;

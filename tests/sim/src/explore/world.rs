@@ -47,6 +47,8 @@ pub struct Bounds {
     pub gone: bool,
     /// Planned hand-overs.
     pub switchovers: u8,
+    /// Restarts of a supervisor alone: same boot, the services run on.
+    pub supervisors: u8,
     /// Leases that end early.
     pub lease_ends: u8,
 }
@@ -162,9 +164,16 @@ impl World {
     }
 
     pub(crate) fn boot(&mut self, node: Node) {
+        self.machines[node.index()].change().boot += 1;
+        self.start(node);
+    }
+
+    /// A supervisor starts; what ran before it still runs, what it had asked for it has forgotten.
+    pub(crate) fn start(&mut self, node: Node) {
         let (mutations, voting) = (self.mutations, self.voting);
         let machine = self.machines[node.index()].change();
-        machine.boot += 1;
+        machine.pending.clear();
+        machine.link = None;
         let config = Config {
             me: node,
             lease_ms: LEASE_MS,
@@ -177,7 +186,7 @@ impl World {
         let found = Found {
             mirror: Some(machine.mirror.clone()),
             markers: BTreeMap::from([(R, machine.marker)]),
-            running: BTreeSet::new(),
+            running: if machine.service == Service::Stopped { BTreeSet::new() } else { BTreeSet::from([R]) },
         };
         let boot = BootId { count: machine.boot, nonce: machine.boot * 2 + node.index() as u64 };
         machine.state = Some(State::new(config, boot, NOW, found));
@@ -357,6 +366,11 @@ impl World {
             Action::WriteMirror(mirror) => machine.mirror = mirror,
             Action::WriteMarker(marker) => machine.marker = marker,
             Action::ReadControl => return Some(Outcome::Done(Report::Control(control(machine.generation)))),
+            Action::Serve { sync } if matches!(machine.service, Service::Serving { .. }) => {
+                set(machine, |armed, published, admitted| {
+                    (*armed, *published, *admitted) = (sync, sync, !sync || *admitted);
+                })
+            }
             Action::Serve { sync } => {
                 machine.service = Service::Serving { armed: sync, published: sync, admitted: !sync }
             }

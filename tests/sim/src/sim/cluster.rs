@@ -64,7 +64,8 @@ pub(crate) enum Happening {
     /// An action ends; the number is the database's count of kills when it began.
     Finish(Node, u64, Issued, u64),
     Look,
-    Begin(Fault),
+    /// A fault begins, and will be over at the moment given.
+    Begin(Fault, u64),
     End(Fault),
     Peace,
 }
@@ -258,9 +259,13 @@ impl Cluster {
                 self.look();
                 self.put(at + LOOK_MS, Happening::Look);
             }
-            Happening::Begin(fault) => {
+            Happening::Begin(fault, until) => {
                 self.faults += 1;
                 self.note(format!("begins: {fault:?}"));
+                if let Fault::Stall(node) = fault {
+                    let machine = &mut self.machines[node.index()];
+                    machine.stalled_until = machine.stalled_until.max(until);
+                }
                 self.fault(fault, true);
             }
             Happening::End(fault) => {
@@ -381,10 +386,8 @@ impl Cluster {
                     self.fault(Fault::Crash(node), begins);
                 }
             }
-            Fault::Stall(node) => {
-                // The end is known when it comes: until then the machine stands still for ever.
-                self.machines[node.index()].stalled_until = if begins { self.now + 10_000 } else { self.now };
-            }
+            // Its end was given when it began.
+            Fault::Stall(_) => {}
             Fault::Supervisor(node) => {
                 if begins && self.machines[node.index()].powered {
                     self.start_supervisor(node);

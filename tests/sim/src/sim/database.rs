@@ -74,6 +74,11 @@ impl Database {
         (self.armed, self.published, self.admitted) = (false, false, true);
     }
 
+    /// A write is only ever copied together with all before it, so equal writes in one place mean equal pasts.
+    pub(crate) fn is_prefix_of(&self, other: &Database) -> bool {
+        self.log.last().is_none_or(|last| other.log.get(self.log.len() - 1) == Some(last))
+    }
+
     /// Follows: forgets a tail that is not the holder's and takes what is. Returns the dropped tail.
     pub(crate) fn rewind_to(&mut self, holder: &[u64], generation: u64) -> Vec<u64> {
         let common = self.log.iter().zip(holder).take_while(|(a, b)| a == b).count();

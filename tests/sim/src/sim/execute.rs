@@ -91,10 +91,12 @@ impl Cluster {
         let index = usize::from(r.0);
         let reachable = self.connected();
         let at_head = self.at_head(node, index);
-        let holder = self.machines[node.peer().index()].databases[index].clone();
+        let [a, b] = &mut self.machines;
+        let (own, peer) = if node == Node::A { (a, b) } else { (b, a) };
+        let holder = &peer.databases[index];
         let from_peer = reachable && holder.service == Service::Serving;
         let fresh = self.generations + 1;
-        let database = &mut self.machines[node.index()].databases[index];
+        let database = &mut own.databases[index];
         match &issued.action {
             Action::ReadControl => {}
             Action::Serve { sync } => {
@@ -116,7 +118,7 @@ impl Cluster {
             Action::StopClean | Action::Kill | Action::StopFollowing => database.stop(),
             Action::Inspect if !from_peer => return Some(Outcome::Failed),
             Action::Inspect => {
-                let streams = holder.log.starts_with(&database.log);
+                let streams = database.is_prefix_of(holder);
                 let relation = if streams { Relation::Streams } else { Relation::Diverged };
                 return Some(Outcome::Done(Report::Relation(relation)));
             }

@@ -51,8 +51,9 @@ pub fn run(seed: u64, broken: &[Mutation]) -> Run {
         let at = cluster.random.between(20_000, STORM_MS);
         let fault = Fault::draw(class, &mut cluster.random);
         let span = cluster.random.between(100, 18_000);
-        cluster.put(at, Happening::Begin(fault));
-        cluster.put((at + span).min(HEAL_MS), Happening::End(fault));
+        let end = (at + span).min(HEAL_MS);
+        cluster.put(at, Happening::Begin(fault, end));
+        cluster.put(end, Happening::End(fault));
     }
     cluster.put(HEAL_MS, Happening::Peace);
     while cluster.violation.is_none() && cluster.now < HEAL_MS + PEACE_MS {

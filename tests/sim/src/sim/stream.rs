@@ -26,7 +26,7 @@ impl Cluster {
             &self.machines[holder.peer().index()].databases[index],
         );
         let pair = h.service == Service::Serving && s.service == Service::Following;
-        self.connected() && pair && h.log.starts_with(&s.log)
+        self.connected() && pair && s.is_prefix_of(h)
     }
 
     pub(crate) fn at_head(&self, holder: Node, index: usize) -> bool {
@@ -55,12 +55,11 @@ impl Cluster {
     fn stream(&mut self, holder: Node, index: usize) {
         let now = self.now;
         if self.streams(holder, index) {
-            let (log, timeline) = {
-                let h = &self.machines[holder.index()].databases[index];
-                (h.log.clone(), h.timeline)
-            };
+            let have = self.machines[holder.peer().index()].databases[index].log.len();
+            let h = &self.machines[holder.index()].databases[index];
+            let (news, timeline) = (h.log[have..].to_vec(), h.timeline);
             let standby = &mut self.machines[holder.peer().index()].databases[index];
-            standby.log = log;
+            standby.log.extend(news);
             standby.timeline = timeline;
             standby.streamed = Some(now);
             let h = &mut self.machines[holder.index()].databases[index];
@@ -75,7 +74,7 @@ impl Cluster {
         let astray = self.connected()
             && h.service == Service::Serving
             && standby.service == Service::Following
-            && !h.log.starts_with(&standby.log);
+            && !standby.is_prefix_of(h);
         if astray {
             let peer = holder.peer();
             self.machines[peer.index()].databases[index].stop();

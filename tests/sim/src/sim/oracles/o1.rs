@@ -7,7 +7,7 @@ use crate::sim::database::Service;
 
 pub(crate) fn o1_acknowledged_is_there(log: &[u64], acknowledged: &[(u64, Node, u64)]) -> Option<String> {
     // Ids rise within a log, whoever wrote them.
-    let missing = acknowledged.iter().find(|(write, _, _)| !log.contains(write));
+    let missing = acknowledged.iter().find(|(write, _, _)| !log.iter().rev().any(|known| known == write));
     missing.map(|(write, node, epoch)| {
         format!("O1: write {write}, acknowledged by {node:?} at epoch {epoch}, is lost")
     })

@@ -1,0 +1,69 @@
+//! Short runs of everything, so that a broken rule is noticed within seconds; the long ones are `cargo xtask sim`.
+
+use dyad_cluster::Voting;
+use dyad_cluster::mutation::Mutation;
+use dyad_sim::explore::{Bounds, NOTHING, explore, walk};
+use dyad_sim::{mutate, sim};
+
+#[test]
+fn every_order_of_two_writes_in_peace() {
+    let found = explore(Bounds { writes: 2, ..NOTHING }, &[], Voting::Arbiter, 60_000);
+    assert!(found.complete, "{} states were not all", found.states);
+    assert_eq!(found.violation, None);
+}
+
+#[test]
+fn random_histories_with_every_fault() {
+    let storm = Bounds {
+        writes: 4,
+        epochs: 12,
+        crashes: 3,
+        reclones: 2,
+        cuts: 3,
+        suspicions: 4,
+        restarts: 2,
+        rollbacks: 1,
+        gone: true,
+        switchovers: 1,
+        supervisors: 2,
+        lease_ends: 1,
+    };
+    for seed in 0..60 {
+        let found = walk(storm, &[], Voting::Arbiter, seed, 200);
+        assert_eq!(found.violation, None, "seed {seed}");
+    }
+}
+
+#[test]
+fn simulated_clusters_survive_and_recover() {
+    let mut take_overs = 0;
+    for seed in 0..15 {
+        let run = sim::run(seed, &[]);
+        assert_eq!(run.violation, None, "replay: cargo run -p dyad-sim -- sim --seed {seed}");
+        assert!(run.acknowledged >= 100, "seed {seed}: only {} writes were acknowledged", run.acknowledged);
+        take_overs += run.take_overs;
+    }
+    assert!(take_overs >= 5, "only {take_overs} take-overs in 15 histories");
+}
+
+#[test]
+fn one_seed_is_one_history() {
+    assert_eq!(sim::run(7, &[]).log, sim::run(7, &[]).log);
+}
+
+#[test]
+fn oracles_notice_broken_clauses() {
+    for mutation in [Mutation::NoBarrier, Mutation::DropBeforeSolo] {
+        let case = mutate::CASES.iter().find(|case| case.broken == [mutation]).unwrap();
+        assert!(mutate::judge(case, 400).killed.is_some(), "{mutation:?} survives");
+    }
+}
+
+#[test]
+fn every_mutation_has_its_row() {
+    for mutation in Mutation::ALL {
+        let judged = mutate::CASES.iter().any(|case| case.broken.contains(&mutation));
+        let covered = mutate::COVERED.iter().any(|(m, _)| *m == mutation);
+        assert!(judged || covered || mutate::OPEN.contains(&mutation), "{mutation:?} is nowhere");
+    }
+}

@@ -1,0 +1,14 @@
+//! `cargo xtask sim` and `cargo xtask mutate`: the worlds in which the decision core is proven, built for speed.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::sh;
+
+/// Runs `dyad-sim ARGS`.
+pub(crate) fn run(root: &Path, args: &[&str]) -> Result<()> {
+    let mut all = vec!["run", "--quiet", "--locked", "--package", "dyad-sim", "--"];
+    all.extend(args);
+    sh::cargo(root, &all)
+}
