@@ -105,7 +105,7 @@ impl Container {
         std::fs::create_dir_all(&group).expect("this test needs root: a cgroup of its own");
         let script = format!(
             "set -e; echo $$ > {group}/cgroup.procs
-             exec unshare --pid --fork --mount --ipc --uts --cgroup --net --kill-child sh -ec '
+             exec /usr/bin/unshare --pid --fork --mount --ipc --uts --cgroup --net --kill-child sh -ec '
                T={root}/t; mkdir $T; mount -t tmpfs t $T; cd $T
                mkdir -p proc sys dev run tmp var state data efi etc bin lib64 usr/lib/dyad usr/lib/x86_64-linux-gnu
                ln -s usr/lib lib; cp /bin/busybox bin/
