@@ -152,12 +152,11 @@ impl State {
     /// Writes the marker file until it is what it should be.
     pub(crate) fn advance_marker(&mut self, now: Tick, r: ResourceId, out: &mut Actions) {
         let seat = self.seat(r);
-        if let (Some(wanted), None) = (seat.marker_wanted, seat.marker_writing) {
-            if self.issue(now, out, Some(r), Action::WriteMarker(wanted), vec![]) {
-                self.seat_mut(r).marker_writing = Some(wanted);
-                // From here until the completion nobody can say what is on the disk.
-                self.seat_mut(r).marker = Observed::Unknown;
-            }
+        let (Some(wanted), None) = (seat.marker_wanted, seat.marker_writing) else { return };
+        if self.issue(now, out, Some(r), Action::WriteMarker(wanted), vec![]) {
+            self.seat_mut(r).marker_writing = Some(wanted);
+            // From here until the completion nobody can say what is on the disk.
+            self.seat_mut(r).marker = Observed::Unknown;
         }
     }
 
