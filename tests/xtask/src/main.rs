@@ -17,13 +17,14 @@ use anyhow::Result;
 
 const USAGE: &str = "usage: cargo xtask COMMAND
   verify [--no-vm]      everything CI checks: format, tidy, clippy, tests, and the tests that boot machines
+  machines              every test that builds or boots images; longer than CI allows, and not all proven yet
   packages              the Debian packages that verify needs beside Rust and a C compiler, one line
   fix                   rustfmt and clippy --fix
   tidy [--ratchet]      file and function lengths, crate purity, lints; --ratchet records shorter lengths
   update-golden         rewrite the expected outputs of golden tests, to be read in review
   sim --seeds A..B [--json]   simulated clusters; sim --seed N tells one history
   mutate --seeds N      break each clause of the protocol and see which oracle notices
-  bench NAME            build | boot: measured side by side in one run, printed as a table";
+  bench NAME            build: measured side by side in one run, printed as a table";
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -38,6 +39,7 @@ fn run(args: &[&str]) -> Result<bool> {
     Ok(match args {
         ["verify"] => verify::run(&root, true)?,
         ["verify", "--no-vm"] => verify::run(&root, false)?,
+        ["machines"] => verify::machines(&root)?,
         ["packages"] => {
             println!("{}", verify::DEBIAN_PACKAGES.join(" "));
             true

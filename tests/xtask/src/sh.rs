@@ -6,6 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+/// PATH with the directories of administration tools, which an ordinary user's lacks: the oracles live there.
+fn search_path() -> String {
+    let path = std::env::var("PATH").unwrap_or_default();
+    format!("{path}:/usr/local/sbin:/usr/sbin:/sbin")
+}
+
 /// Where cargo puts what it builds.
 pub(crate) fn target_dir(root: &Path) -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
@@ -35,6 +41,7 @@ pub(crate) fn step(dir: &Path, program: &str, args: &[&str], env: &[(&str, &str)
     println!("\n$ {shown}");
     let status = Command::new(program)
         .args(args)
+        .env("PATH", search_path())
         .envs(env.iter().copied())
         .current_dir(dir)
         .stdin(Stdio::null())
