@@ -2,36 +2,17 @@
 
 use crate::action::{Action, Actions};
 use crate::event::Timer;
-use crate::phase::Phase;
 use crate::state::State;
-use crate::types::{Observed, Tick};
+use crate::types::Tick;
 
 impl State {
     /// The address belongs to the first resource, the database.
     pub(crate) fn advance_gate(&mut self, now: Tick, out: &mut Actions) {
-        let Some(seat) = self.config.resources.first().map(|r| self.seat(*r)) else { return };
-        let open = seat.phase.admits();
-        // A service that outlived its supervisor goes on behind the gate as it was left, until its role is learned.
-        let left_alone = self.gate == Observed::Unknown
-            && seat.running
-            && matches!(
-                seat.phase,
-                Phase::Unlearned | Phase::Resuming | Phase::Starting | Phase::HeldBack | Phase::Admitting
-            );
-        if open && self.gate != Observed::Known(true) {
-            self.gate = Observed::Known(true);
-            let until = self.gate_until(now);
-            self.tell(now, out, Action::OpenGate(until), vec![]);
-        } else if !open && !left_alone {
-            self.close_gate(now, out);
-        }
-    }
-
-    /// Also when it is not known to be open.
-    pub(crate) fn close_gate(&mut self, now: Tick, out: &mut Actions) {
-        if self.gate != Observed::Known(false) {
-            self.gate = Observed::Known(false);
-            self.tell(now, out, Action::CloseGate, vec![]);
+        let open = self.config.resources.first().is_some_and(|r| self.seat(*r).phase.admits());
+        if open != self.gate_open {
+            self.gate_open = open;
+            let action = if open { Action::OpenGate(self.gate_until(now)) } else { Action::CloseGate };
+            self.tell(now, out, action, vec![]);
         }
     }
 

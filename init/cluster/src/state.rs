@@ -132,9 +132,7 @@ pub struct State {
     pub(crate) peer_off: bool,
     pub(crate) pending: BTreeMap<ActionId, Tick>,
     pub(crate) timers: BTreeMap<Timer, Tick>,
-    /// Whether the virtual address answers here. Unknown at the start: an earlier run of the supervisor may have
-    /// opened it, and that opening lasts.
-    pub(crate) gate: Observed<bool>,
+    pub(crate) gate_open: bool,
     pub(crate) drained: bool,
     pub(crate) vms_running: BTreeSet<crate::action::VmId>,
     /// Edges taken in the last step, for logs and for the coverage of tests.
@@ -202,7 +200,7 @@ impl State {
             peer_off: false,
             pending: BTreeMap::new(),
             timers,
-            gate: Observed::Unknown,
+            gate_open: false,
             drained: false,
             vms_running: BTreeSet::new(),
             edges: Vec::new(),
@@ -234,9 +232,9 @@ impl State {
         &self.edges
     }
 
-    /// Whether the virtual address answers here.
-    pub fn gate(&self) -> Observed<bool> {
-        self.gate
+    /// The virtual address may answer here.
+    pub fn gate_is_open(&self) -> bool {
+        self.gate_open
     }
 
     pub(crate) fn seat(&self, resource: ResourceId) -> &Seat {
