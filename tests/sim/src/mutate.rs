@@ -3,7 +3,7 @@
 use dyad_cluster::Voting;
 use dyad_cluster::mutation::Mutation;
 
-use crate::explore::{Bounds, NOTHING, walk};
+use crate::explore::{Bounds, NOTHING, STORM, walk};
 use crate::sim;
 
 /// Where a mutation should be noticed.
@@ -118,3 +118,21 @@ pub const OPEN: &[Mutation] = &[
     Mutation::NoLeaseBeforeSync,
     Mutation::PromiseWithTakeOverOpen,
 ];
+
+/// Histories of the simulator cost as much as this many of the explorer.
+const EXPLORED_PER_SIMULATED: u64 = 5;
+
+/// With every fault, in both worlds: what notices the mutation, if anything does.
+pub fn try_everywhere(mutation: Mutation, seeds: u64) -> Option<String> {
+    let explored = (0..seeds).find_map(|seed| {
+        let found = walk(STORM, &[mutation], Voting::Arbiter, seed, 2 * STEPS_MAX).violation;
+        found.map(|(violation, _)| format!("{} (explorer, seed {seed})", violation.what))
+    });
+    explored.or_else(|| {
+        (0..seeds / EXPLORED_PER_SIMULATED).find_map(|seed| {
+            sim::run(seed, &[mutation])
+                .violation
+                .map(|violation| format!("{violation} (simulator, seed {seed})"))
+        })
+    })
+}

@@ -2,7 +2,7 @@
 
 use dyad_cluster::Voting;
 use dyad_cluster::mutation::Mutation;
-use dyad_sim::explore::{Bounds, NOTHING, explore, walk};
+use dyad_sim::explore::{Bounds, NOTHING, STORM, explore, walk};
 use dyad_sim::{mutate, sim};
 
 #[test]
@@ -14,22 +14,8 @@ fn every_order_of_two_writes_in_peace() {
 
 #[test]
 fn random_histories_with_every_fault() {
-    let storm = Bounds {
-        writes: 4,
-        epochs: 12,
-        crashes: 3,
-        reclones: 2,
-        cuts: 3,
-        suspicions: 4,
-        restarts: 2,
-        rollbacks: 1,
-        gone: true,
-        switchovers: 1,
-        supervisors: 2,
-        lease_ends: 1,
-    };
     for seed in 0..60 {
-        let found = walk(storm, &[], Voting::Arbiter, seed, 200);
+        let found = walk(STORM, &[], Voting::Arbiter, seed, 200);
         assert_eq!(found.violation, None, "seed {seed}");
     }
 }

@@ -32,6 +32,22 @@ pub const NOTHING: Bounds = Bounds {
     lease_ends: 0,
 };
 
+/// Every fault at once.
+pub const STORM: Bounds = Bounds {
+    writes: 4,
+    epochs: 12,
+    crashes: 3,
+    reclones: 2,
+    cuts: 3,
+    suspicions: 4,
+    restarts: 2,
+    rollbacks: 1,
+    gone: true,
+    switchovers: 1,
+    supervisors: 2,
+    lease_ends: 1,
+};
+
 /// Everything that can happen next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Move {
