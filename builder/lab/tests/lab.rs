@@ -37,7 +37,9 @@ impl User {
         let built = built.parent().unwrap().parent().unwrap().join("examples/lab");
         let home = tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o755)).tempdir().unwrap();
         let program = home.path().join("lab");
-        fs::copy(&built, &program).unwrap_or_else(|e| panic!("{}: {e}", built.display()));
+        // A copy made by this process could still be open for writing in what another test has just forked: ETXTBSY.
+        let copied = Command::new("cp").arg(&built).arg(&program).status().unwrap();
+        assert!(copied.success(), "{} is not there", built.display());
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let drop = nix::unistd::geteuid().is_root();
         if drop {
