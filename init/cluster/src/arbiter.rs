@@ -4,6 +4,8 @@
 //! Sessions, releases and what was heard die with the process, on purpose: an arbiter that has just started knows
 //! nothing about who is silent.
 
+mod memory;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +16,8 @@ use crate::message::{
 use crate::mutation::{Mutation, Mutations};
 use crate::register::{self, Change, Register};
 use crate::types::{BootId, Epoch, Incarnation, Node, RequestId, ResourceId, Tick};
+
+pub use memory::{Memory, TwoHistories};
 
 /// What is on the arbiter's disk.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
