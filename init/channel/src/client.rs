@@ -1,0 +1,187 @@
+//! The asking end: one question at a time, each with a deadline. Whatever goes wrong, the outcome is [`Unknown`].
+
+use std::marker::PhantomData;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::TcpStream;
+use tokio::sync::{Mutex, Semaphore};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::frame::{self, FrameError, Numbered};
+use crate::identity::{PublicKey, SUBJECT};
+use crate::secret::Exporter;
+use crate::tls;
+
+/// Limits of a client.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// For one question, connecting included.
+    pub call_ms: u64,
+    /// Largest message either way, in bytes.
+    pub frame_bytes_max: usize,
+    /// Questions that may wait for their turn; one more is answered `Unknown` at once.
+    pub waiting_max: usize,
+}
+
+/// What became of the question is not known: it may have had its effect, may have it later, or never.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("outcome unknown: {at}: {cause}")]
+pub struct Unknown {
+    /// Whom was asked.
+    pub at: String,
+    /// What was seen.
+    pub cause: Cause,
+}
+
+/// What was seen of a question without an answer. For people: nothing may be decided by it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Cause {
+    /// Too many questions wait already.
+    #[error("{0} questions wait for an answer already")]
+    Busy(usize),
+    /// No answer in time.
+    #[error("no answer within {0} ms")]
+    Deadline(u64),
+    /// No connection.
+    #[error("cannot connect: {0}")]
+    Connect(String),
+    /// The handshake failed: wrong key, or not one of ours at all.
+    #[error("TLS handshake: {0}")]
+    Handshake(String),
+    /// The connection broke or brought something else than an answer.
+    #[error(transparent)]
+    Frame(FrameError),
+    /// An answer to another question.
+    #[error("the answer is to question {found}, {asked} was asked")]
+    Number {
+        /// Sent.
+        asked: u64,
+        /// Received.
+        found: u64,
+    },
+    /// The connection was closed instead of an answer.
+    #[error("the connection was closed instead of an answer")]
+    Closed,
+    /// An answer of another kind than the question.
+    #[error("the answer is of another kind than the question")]
+    OtherAnswer,
+    /// The other end did not look at the question, and said why.
+    #[error("not looked at: {0}")]
+    Declined(String),
+    /// A backend of another kind failed.
+    #[error("{0}")]
+    Backend(String),
+}
+
+struct Connection {
+    stream: TlsStream<TcpStream>,
+    key: PublicKey,
+    exporter: Exporter,
+}
+
+/// Asks `Q`, hears `A`. Connects when there is something to ask, and again after any error.
+pub struct Client<Q, A> {
+    address: SocketAddr,
+    tls: TlsConnector,
+    limits: Limits,
+    turns: Semaphore,
+    number: AtomicU64,
+    connection: Mutex<Option<Connection>>,
+    of: PhantomData<fn(Q) -> A>,
+}
+
+impl<Q, A> std::fmt::Debug for Client<Q, A> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Client({})", self.address)
+    }
+}
+
+impl<Q: Serialize, A: DeserializeOwned> Client<Q, A> {
+    /// A client that has not connected yet.
+    pub fn new(address: SocketAddr, tls: Arc<ClientConfig>, limits: Limits) -> Self {
+        Client {
+            address,
+            tls: TlsConnector::from(tls),
+            limits,
+            turns: Semaphore::new(limits.waiting_max + 1),
+            number: AtomicU64::new(1),
+            connection: Mutex::new(None),
+            of: PhantomData,
+        }
+    }
+
+    /// An outcome that is not known, with this client's address.
+    pub fn unknown(&self, cause: Cause) -> Unknown {
+        Unknown { at: self.address.to_string(), cause }
+    }
+
+    /// Asks and waits for the answer.
+    pub async fn call(&self, question: &Q) -> Result<A, Unknown>
+    where
+        Q: Clone,
+    {
+        self.call_proving(|_, _| question.clone()).await
+    }
+
+    /// The same with a question that is made for this one channel: from the other end's key and the exporter.
+    pub async fn call_proving(
+        &self,
+        question: impl FnOnce(&PublicKey, &Exporter) -> Q,
+    ) -> Result<A, Unknown> {
+        let _turn =
+            self.turns.try_acquire().map_err(|_| self.unknown(Cause::Busy(self.limits.waiting_max)))?;
+        let deadline = Duration::from_millis(self.limits.call_ms);
+        match tokio::time::timeout(deadline, self.exchange(question)).await {
+            Ok(outcome) => outcome.map_err(|cause| self.unknown(cause)),
+            Err(_) => Err(self.unknown(Cause::Deadline(self.limits.call_ms))),
+        }
+    }
+
+    /// The connection is taken out while it is in use: an error, or a caller that stops waiting, drops it, and no late
+    /// answer can be taken for the answer to a later question.
+    async fn exchange(&self, question: impl FnOnce(&PublicKey, &Exporter) -> Q) -> Result<A, Cause> {
+        let mut kept = self.connection.lock().await;
+        let mut connection = match kept.take() {
+            Some(open) => open,
+            None => self.connect().await?,
+        };
+        let number = self.number.fetch_add(1, Ordering::Relaxed);
+        let message = question(&connection.key, &connection.exporter);
+        let bytes = frame::encode(&Numbered { number, message }, self.limits.frame_bytes_max)
+            .map_err(Cause::Frame)?;
+        frame::write(&mut connection.stream, &bytes).await.map_err(Cause::Frame)?;
+        let answer = frame::read(&mut connection.stream, self.limits.frame_bytes_max)
+            .await
+            .map_err(Cause::Frame)?
+            .ok_or(Cause::Closed)?;
+        let answer: Numbered<A> = frame::decode(&answer).map_err(Cause::Frame)?;
+        if answer.number != number {
+            return Err(Cause::Number { asked: number, found: answer.number });
+        }
+        *kept = Some(connection);
+        Ok(answer.message)
+    }
+
+    async fn connect(&self) -> Result<Connection, Cause> {
+        let tcp = TcpStream::connect(self.address).await.map_err(|e| Cause::Connect(e.to_string()))?;
+        tcp.set_nodelay(true).map_err(|e| Cause::Connect(e.to_string()))?;
+        let handshake = |error: &dyn std::fmt::Display| Cause::Handshake(error.to_string());
+        let name = ServerName::try_from(SUBJECT).map_err(|e| handshake(&e))?;
+        let stream = self.tls.connect(name, tcp).await.map_err(|e| handshake(&e))?;
+        let session = stream.get_ref().1;
+        let key = session
+            .peer_certificates()
+            .and_then(|chain| tls::key_of(chain.first()?))
+            .ok_or_else(|| handshake(&"the other end showed no Ed25519 key"))?;
+        let exporter = Exporter::of(session).map_err(|e| handshake(&e))?;
+        Ok(Connection { stream, key, exporter })
+    }
+}
