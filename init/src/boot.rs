@@ -38,9 +38,13 @@ pub(crate) fn table() -> Result<ImageTable, Error> {
     Ok(ImageTable::decode(&fs::read(TABLE)?)?)
 }
 
-/// Whether this is a container: no devices, no disks, no kernel settings.
+/// Where PID 1 writes that this is a container: after a re-exec, and in its helpers, the variable is gone. The name is
+/// systemd's, so that Debian's programs find it too.
+const CONTAINER: &str = "/run/systemd/container";
+
+/// Whether this is a container: no devices, no disks, no kernel settings but those of its own network.
 pub(crate) fn in_container() -> bool {
-    std::env::var_os("container").is_some()
+    std::env::var_os("container").is_some() || Path::new(CONTAINER).exists()
 }
 
 /// Makes the machine ready for its first service.
@@ -52,12 +56,13 @@ pub(crate) fn prepare(container: bool) -> Result<ImageTable, Error> {
     }
     mounts::mount_all(mounts::REST)?;
     let table = table()?;
-    if !container {
-        kernel_settings(&table);
-    }
+    kernel_settings(&table, container);
     // Before any socket is bound.
     try_write("/proc/sys/net/unix/max_dgram_qlen", DATAGRAM_QUEUE);
     directories(&table);
+    if container {
+        write_once(CONTAINER, "dyad\n");
+    }
     device_links();
     identity(&table);
     let took = clock::boot_ms().saturating_sub(began);
@@ -71,9 +76,15 @@ fn try_write(path: &str, text: &str) {
     }
 }
 
-fn kernel_settings(table: &ImageTable) {
+fn kernel_settings(table: &ImageTable, container: bool) {
     for (name, value) in &table.sysctls {
-        try_write(&format!("/proc/sys/{}", name.replace('.', "/")), &format!("{value}\n"));
+        // All other settings are the whole machine's.
+        if !container || ["net.ipv4.", "net.ipv6."].iter().any(|own| name.starts_with(own)) {
+            try_write(&format!("/proc/sys/{}", name.replace('.', "/")), &format!("{value}\n"));
+        }
+    }
+    if container {
+        return;
     }
     // The kernel calls this with `-q -- NAME` when it wants a module; there is no other modprobe.
     if Path::new(MODPROBE).exists() {

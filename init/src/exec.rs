@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::io::Write as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
@@ -116,12 +116,14 @@ fn run(
     fds.extend([null.as_fd(), outputs.0.as_fd(), outputs.1.as_fd()]);
     fds.extend(program.listen.iter().map(|(fd, _)| *fd));
     dyad_sys::spawn::place_fds(&fds).map_err(Error::Descriptors)?;
-    if program.oom_score_adj != 0 {
+    // A container's host decides whom it ends first, and how many descriptors there are.
+    let container = crate::boot::in_container();
+    if program.oom_score_adj != 0 && !container {
         std::fs::write("/proc/self/oom_score_adj", program.oom_score_adj.to_string()).map_err(Error::Oom)?;
     }
     if program.nofile != 0 {
-        setrlimit(Resource::RLIMIT_NOFILE, program.nofile, program.nofile)
-            .map_err(|errno| Error::Limit(program.nofile, errno))?;
+        let limit = if container { program.nofile.min(hard_limit()) } else { program.nofile };
+        setrlimit(Resource::RLIMIT_NOFILE, limit, limit).map_err(|errno| Error::Limit(limit, errno))?;
     }
     take_identity(program)?;
     std::env::set_current_dir(program.cwd).map_err(|e| Error::Directory(program.cwd.to_owned(), e))?;
@@ -134,6 +136,11 @@ fn run(
     let path = argv.first().cloned().unwrap_or_default();
     nix::unistd::execve(&path, &argv, &env)
         .map_err(|errno| Error::Exec(program.exec.first().cloned().unwrap_or_default(), errno))
+}
+
+/// How many descriptors this process may allow itself without a privilege.
+fn hard_limit() -> u64 {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(_, hard)| hard)
 }
 
 /// User, groups and capabilities, in the order in which each is still allowed.

@@ -33,8 +33,12 @@ fn pg_extents(size: GroupSize) -> u64 {
 }
 
 pub(crate) fn run(host: &Host) -> Result<Report, PhaseError> {
-    let Some(mut disk) = disk::find_root_disk(host)? else { return Ok(Report::live()) };
     let mut report = Report::default();
+    if host.container {
+        owned(host, &host.path("/data").join(VOLUME), &mut report)?;
+        return Ok(report);
+    }
+    let Some(mut disk) = disk::find_root_disk(host)? else { return Ok(Report::live()) };
     let locks = host.path("/run/dyad/lvm");
     fs::create_dir_all(&locks).doing("make the directory", &locks)?;
 
@@ -107,9 +111,14 @@ fn mount(host: &Host, device: &Path, report: &mut Report) -> Result<(), PhaseErr
         options: "errors=remount-ro",
     };
     mounts::mount(host, &fs)?;
+    owned(host, &at, report)
+}
+
+/// The volume's directory belongs to PostgreSQL.
+fn owned(host: &Host, at: &Path, report: &mut Report) -> Result<(), PhaseError> {
     // An image without PostgreSQL has no such user: the volume is then root's.
     let (uid, gid) = users::user(&host.path("/etc/passwd"), "postgres")?.unwrap_or((0, 0));
-    if durable::directory(&at, 0o700, uid, gid)? {
+    if durable::directory(at, 0o700, uid, gid)? {
         report.changes.push(format!("owner of {} is {uid}:{gid}", at.display()));
     }
     Ok(())

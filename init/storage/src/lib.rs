@@ -32,6 +32,9 @@ use rustix::mount::MountFlags;
 /// The phases in the order of a boot; `teardown` belongs to the shutdown.
 pub const PHASES: [&str; 5] = ["grow", "state", "data", "esp", "teardown"];
 
+/// Written by PID 1 where it is a container's.
+const CONTAINER: &str = "/run/systemd/container";
+
 /// Where the machine's parts are. [`Host::appliance`] is the real thing; a test points elsewhere.
 #[derive(Debug)]
 pub struct Host {
@@ -43,6 +46,8 @@ pub struct Host {
     pub dev: PathBuf,
     /// Prefix of every mount point and file that a phase makes.
     pub root: PathBuf,
+    /// A container: the host mounted what a disk would hold, and the phases only fill it.
+    pub container: bool,
     /// Where progress lines go.
     pub log: Log,
 }
@@ -56,6 +61,7 @@ impl Host {
             sys: "/sys".into(),
             dev: "/dev".into(),
             root: "/".into(),
+            container: Path::new(CONTAINER).exists(),
             log: Log::kernel(),
         })
     }
@@ -68,6 +74,7 @@ impl Host {
     /// Runs one phase.
     pub fn run(&self, name: &str) -> Result<Report, PhaseError> {
         let result = match name {
+            "grow" | "esp" | "teardown" if self.container => Ok(Report::default()),
             "grow" => grow::run(self),
             "state" => state::run(self),
             "data" => data::run(self),
@@ -183,6 +190,7 @@ mod tests {
             sys: "/sys".into(),
             dev: "/dev".into(),
             root: "/".into(),
+            container: false,
             log: Log::silent(),
         };
         let error = host.run("grwo").unwrap_err().to_string();

@@ -247,6 +247,7 @@ fn one_boot() {
         sys: "/sys".into(),
         dev: "/dev".into(),
         root,
+        container: false,
         log: Log::to(&log),
     };
     let mut snapshot = Vec::new();
