@@ -9,7 +9,7 @@ use dyad_archive::Cache;
 use dyad_debian::LockedPackage;
 use dyad_spec::OutputFormat;
 use dyad_tree::unpack::Limits;
-use dyad_tree::{Inputs, PackageInput, PayloadFile};
+use dyad_tree::{Inputs, PackageCache, PayloadFile};
 use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
 use tempfile::TempDir;
@@ -143,7 +143,7 @@ fn site(path: &Path) -> Result<Bytes> {
     Ok(text.into())
 }
 
-/// Where compressed blocks are remembered.
+/// Where work of earlier builds is remembered.
 fn block_cache(cache: &Cache) -> DiskBlocks {
     let dir = std::env::var_os("DYAD_BLOCK_CACHE").map_or_else(|| cache.root().join("blocks"), PathBuf::from);
     DiskBlocks::at(&dir)
@@ -164,8 +164,9 @@ pub(crate) fn build(wanted: &Wanted) -> Result<Record> {
         (packages, programs.join().map_err(|_| anyhow!("compiling the payload panicked")))
     });
     let (obtained, programs) = (packages?, programs??);
-    let mut bill: Vec<LockedPackage> = obtained.packages.iter().map(|(locked, _)| locked.clone()).collect();
+    let mut bill: Vec<LockedPackage> = obtained.packages.iter().map(|p| p.locked.clone()).collect();
     bill.sort();
+    let blocks = block_cache(&cache);
     let built = stages.run("tree", || {
         let mut payload: Vec<PayloadFile> = programs
             .into_iter()
@@ -174,13 +175,10 @@ pub(crate) fn build(wanted: &Wanted) -> Result<Record> {
         let init =
             payload.iter().position(|p| p.path == payload::INIT).context("no init among the programs")?;
         let init = payload.remove(init).data;
-        let packages =
-            obtained.packages.into_iter().map(|(locked, deb)| PackageInput { locked, deb }).collect();
-        let overlay_files = loaded.overlay_files()?;
-        let inputs = Inputs { packages, merged, overlay_files, init, payload, limits: Limits::default() };
-        Ok(dyad_tree::build(inputs)?)
+        let (packages, overlay_files) = (obtained.packages, loaded.overlay_files()?);
+        let (limits, cache) = (Limits::default(), Some(&blocks as &dyn PackageCache));
+        Ok(dyad_tree::build(Inputs { packages, merged, overlay_files, init, payload, limits, cache })?)
     })?;
-    let blocks = block_cache(&cache);
     let root = stages.run("squashfs", || emit::root(&built, dir.path(), &blocks))?;
     let boot = stages.run("kernel image", || emit::boot(merged, &built, &root.hash, &blocks))?;
     let formats = if wanted.formats.is_empty() { &merged.outputs } else { &wanted.formats };
@@ -191,6 +189,7 @@ pub(crate) fn build(wanted: &Wanted) -> Result<Record> {
         ("spdx.json", sbom::document(merged, &bill, &finished.root.hash)),
     ];
     let outputs = stages.run("outputs", || finished.outputs(formats, &beside, dir.path(), &wanted.out))?;
+    blocks.trim();
     Ok(Record {
         name: merged.name.clone(),
         version: merged.version.clone(),

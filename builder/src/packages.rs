@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use dyad_archive::{Cache, Fetch, Overrides, Refresh, Sources, clock};
-use dyad_debian::{Lock, LockedPackage, Request, Resolution, Wanted as WantedPackage};
+use dyad_debian::{Lock, Request, Resolution, Wanted as WantedPackage};
 use dyad_spec::image::Merged;
+use dyad_tree::{Deb, PackageInput};
 
 use crate::build::Wanted;
 use crate::load;
@@ -18,8 +20,8 @@ use crate::stage::Stages;
 
 /// Packages with their files, and why each is there.
 pub(crate) struct Obtained {
-    /// In the lock's order.
-    pub(crate) packages: Vec<(LockedPackage, Bytes)>,
+    /// With the verified files, in the lock's order.
+    pub(crate) packages: Vec<PackageInput>,
     /// By package name: the steps from the image down to it. Empty for a build from a lock file, which does not say.
     pub(crate) chains: BTreeMap<String, Vec<String>>,
 }
@@ -127,11 +129,18 @@ pub(crate) fn obtain(wanted: &Wanted, merged: &Merged, cache: &Cache, stages: &S
     };
     let fetch = Fetch { offline: wanted.offline, locked: wanted.locked };
     let files = stages.run("packages", || Ok(sources.fetch(cache, &packages, fetch, stages)?))?;
-    let read = |file: PathBuf| {
-        fs::read(&file).map(Bytes::from).with_context(|| format!("reading {}", file.display()))
-    };
-    let bytes = files.into_iter().map(read).collect::<Result<Vec<Bytes>>>()?;
-    Ok(Obtained { packages: packages.into_iter().zip(bytes).collect(), chains })
+    let input = |(locked, file)| PackageInput { locked, deb: Arc::new(DebFile(file)) };
+    Ok(Obtained { packages: packages.into_iter().zip(files).map(input).collect(), chains })
+}
+
+/// A package's file in the cache.
+#[derive(Debug)]
+struct DebFile(PathBuf);
+
+impl Deb for DebFile {
+    fn read(&self) -> io::Result<Bytes> {
+        fs::read(&self.0).map(Bytes::from)
+    }
 }
 
 /// `dyad lock`: writes the lock file, or checks that the one there still fits.

@@ -12,20 +12,21 @@ use rayon::prelude::*;
 
 use crate::accounts::Accounts;
 use crate::lay::{self, Layer};
-use crate::modules::{Catalogue, kernel_release};
+use crate::modules::{Catalogue, facts, is_module, kernel_release};
+use crate::open::{Deb, Opened, PackageCache};
 use crate::path::{self, show};
 use crate::report::{self, Dropped, PackageSize, Report};
 use crate::rules::Rules;
-use crate::unpack::{self, Limits, Package, Verdict};
+use crate::unpack::{self, Limits, Member, MemberKind, Package, Verdict};
 use crate::{Error, derive, finish, initrd, libraries, lookup};
 
-/// A locked package and its file, whose digest the caller has checked.
+/// A locked package and its file.
 #[derive(Debug, Clone)]
 pub struct PackageInput {
     /// What the lock says.
     pub locked: LockedPackage,
-    /// The .deb.
-    pub deb: Bytes,
+    /// The .deb; its digest is the locked one.
+    pub deb: Arc<dyn Deb>,
 }
 
 /// A file, link or directory below an overlay's `files/`.
@@ -67,7 +68,6 @@ pub struct PayloadFile {
 }
 
 /// What a tree is made of.
-#[derive(Debug)]
 pub struct Inputs<'a> {
     /// Packages in any order.
     pub packages: Vec<PackageInput>,
@@ -81,6 +81,8 @@ pub struct Inputs<'a> {
     pub payload: Vec<PayloadFile>,
     /// Bounds for each package.
     pub limits: Limits,
+    /// What earlier builds remember of packages.
+    pub cache: Option<&'a dyn PackageCache>,
 }
 
 /// A finished tree and what stands beside it on the disk.
@@ -109,19 +111,26 @@ const OWN_FILE: &str = "derived payload";
 
 /// Builds the root and initrd trees. Same inputs in any order, on any number of threads: same trees.
 pub fn build(inputs: Inputs<'_>) -> Result<Built, Error> {
-    let Inputs { packages: given, merged, overlay_files, init, payload, limits } = inputs;
+    let Inputs { packages: given, merged, overlay_files, init, payload, limits, cache } = inputs;
     let rules = Rules::new(&merged.prune, &merged.keep);
     let mtime = merged.source_date_epoch;
-    let (packages, locked) = unpack_all(given, &rules, &limits)?;
+    let mut opened = open_all(given, &rules, &limits, cache)?;
+    let chosen = choose_modules(&opened, &overlay_files, merged)?;
+    let mut unselected = drop_modules(&mut opened, &chosen.index);
+    let loaded: Result<Vec<_>, Error> =
+        opened.into_par_iter().with_max_len(1).map(|o| o.load(&limits, cache)).collect();
+    let (packages, locked): (Vec<Package>, Vec<LockedPackage>) = loaded?.into_iter().unzip();
     let accounts = accounts(&packages, merged)?;
     let mut dropped = pruned_at_unpack(&packages, merged);
+    dropped.append(&mut unselected);
     let (mut tree, notes) = lay::packages(&packages, &accounts, mtime)?;
     drop(packages);
     let mut layer = Layer { tree: &mut tree, accounts: &accounts, mtime, origins: Vec::new() };
     overlays(&mut layer, merged, overlay_files)?;
-    let kernel = kernel_release(layer.tree)?;
+    let Chosen { kernel, index, initrd_index, firmware } = chosen;
     let (vmlinuz, stub, bootloader) = boot_files(layer.tree, &kernel, &mut dropped)?;
-    let (index, initrd_index) = modules(layer.tree, merged, &kernel, &mut dropped)?;
+    rest_of_modules(layer.tree, &kernel, &index, &mut dropped);
+    drop_firmware(layer.tree, &firmware, &mut dropped);
     let initrd = initrd::tree(&init, &initrd_index, layer.tree, mtime)?;
     derived(&mut layer, merged)?;
     prune_rest(layer.tree, &rules, merged, &mut dropped);
@@ -174,13 +183,14 @@ fn own_files(
     Ok(())
 }
 
-/// Unpacks in parallel, the largest first so that none of them is left alone at the end; returns by name.
-fn unpack_all(
+/// Opens packages in parallel, the largest first so that none of them is left alone at the end; returns by name.
+fn open_all(
     mut given: Vec<PackageInput>,
     rules: &Rules,
     limits: &Limits,
-) -> Result<(Vec<Package>, Vec<LockedPackage>), Error> {
-    given.sort_by(|a, b| (b.deb.len(), &a.locked).cmp(&(a.deb.len(), &b.locked)));
+    cache: Option<&dyn PackageCache>,
+) -> Result<Vec<Opened>, Error> {
+    given.sort_by(|a, b| (b.locked.size, &a.locked).cmp(&(a.locked.size, &b.locked)));
     let filter = |path: &[u8]| {
         let input = derive::INPUTS.iter().any(|start| path.starts_with(start.as_bytes()));
         match if input { None } else { rules.dropped(path) } {
@@ -188,28 +198,16 @@ fn unpack_all(
             None => Verdict::Keep,
         }
     };
-    let mut unpacked: Vec<(Package, LockedPackage)> = given
+    let mut opened: Vec<Opened> = given
         .into_par_iter()
         .with_max_len(1)
-        .map(|PackageInput { locked, deb }| {
-            let name = || format!("{} {}", locked.name, locked.version);
-            let package = unpack::unpack(&deb, limits, &filter)
-                .map_err(|error| Error::Unpack { package: name(), error })?;
-            let found = (&package.name, &package.version, &package.architecture);
-            if found != (&locked.name, &locked.version, &locked.arch) {
-                return Err(Error::WrongPackage {
-                    expected: format!("{} {}", name(), locked.arch),
-                    found: format!("{} {} {}", found.0, found.1, found.2),
-                });
-            }
-            Ok((package, locked))
-        })
+        .map(|input| Opened::new(input, limits, cache, &filter))
         .collect::<Result<_, Error>>()?;
-    unpacked.sort_by(|a, b| a.0.name.cmp(&b.0.name));
-    if let Some(pair) = unpacked.windows(2).find(|pair| pair[0].0.name == pair[1].0.name) {
-        return Err(Error::TwicePackage(pair[0].0.name.clone()));
+    opened.sort_by(|a, b| a.package.name.cmp(&b.package.name));
+    if let Some(pair) = opened.windows(2).find(|pair| pair[0].package.name == pair[1].package.name) {
+        return Err(Error::TwicePackage(pair[0].package.name.clone()));
     }
-    Ok(unpacked.into_iter().unzip())
+    Ok(opened)
 }
 
 fn accounts(packages: &[Package], merged: &Merged) -> Result<Accounts, Error> {
@@ -336,14 +334,29 @@ fn boot_files(
     Ok((vmlinuz, stub, bootloader))
 }
 
-/// Selects modules for root and initrd, and drops module and firmware files that neither needs.
-fn modules(
-    tree: &mut Tree,
-    merged: &Merged,
-    kernel: &str,
-    dropped: &mut Vec<Dropped>,
-) -> Result<(ModuleIndex, ModuleIndex), Error> {
-    let catalogue = Catalogue::read(tree, kernel)?;
+/// The modules of an image.
+struct Chosen {
+    kernel: String,
+    index: ModuleIndex,
+    initrd_index: ModuleIndex,
+    /// Firmware that the selected modules name.
+    firmware: BTreeSet<String>,
+}
+
+/// Selects modules for root and initrd by what they say of themselves.
+fn choose_modules(opened: &[Opened], laid: &[OverlayFile], merged: &Merged) -> Result<Chosen, Error> {
+    let members = opened.iter().flat_map(|o| &o.package.members).map(|m| m.path.as_slice());
+    let laid: Vec<(Vec<u8>, &OverlayFile)> =
+        laid.iter().map(|f| (path::merge_usr(f.path.clone().into_bytes()), f)).collect();
+    let kernel = kernel_release(members.chain(laid.iter().map(|(path, _)| path.as_slice())))?;
+    let mut own = Vec::new();
+    for (path, file) in &laid {
+        if let OverlayContent::File { data, .. } = &file.content {
+            own.extend(facts(path, data)?.map(|facts| (path, data.len() as u64, facts)));
+        }
+    }
+    let own = own.iter().map(|(path, bytes, facts)| (path.as_slice(), *bytes, facts.as_slice()));
+    let catalogue = Catalogue::read(&kernel, opened.iter().flat_map(Opened::facts).chain(own))?;
     let initrd_selectors: Vec<String> = std::iter::once(BOOT_MODULES.to_owned())
         .chain(merged.initrd_modules.iter().map(|m| m.what.to_string()))
         .collect();
@@ -357,8 +370,39 @@ fn modules(
         .collect();
     let root = catalogue.select(&root_selectors)?;
     let first = catalogue.boot_order(&initrd);
-    let initrd_index = catalogue.index(&initrd, first.clone())?;
-    let index = catalogue.index(&root, first)?;
+    Ok(Chosen {
+        initrd_index: catalogue.index(&initrd, first.clone())?,
+        index: catalogue.index(&root, first)?,
+        firmware: catalogue.firmware(&root),
+        kernel,
+    })
+}
+
+/// Why a module is left out.
+const UNSELECTED: &str = "derived: kernel module that nothing selects";
+
+/// Leaves out the modules that nothing selects, before their contents are looked for.
+fn drop_modules(opened: &mut [Opened], index: &ModuleIndex) -> Vec<Dropped> {
+    let kept: BTreeSet<&[u8]> = index.modules.iter().map(|m| m.path.as_bytes()).collect();
+    let mut dropped = Vec::new();
+    for package in opened {
+        let members = std::mem::take(&mut package.package.members);
+        let goes = |m: &Member<u32>| is_module(&m.path) && !kept.contains(m.path.as_slice());
+        let (gone, stay): (Vec<_>, Vec<_>) = members.into_iter().partition(goes);
+        package.package.members = stay;
+        let origin = format!("package {} {}", package.package.name, package.package.version);
+        dropped.extend(gone.into_iter().map(|member| Dropped {
+            path: show(&member.path),
+            origin: origin.clone(),
+            rule: UNSELECTED.to_owned(),
+            bytes: if let MemberKind::File(number) = member.kind { package.bytes(number) } else { 0 },
+        }));
+    }
+    dropped
+}
+
+/// Drops what else lies among the modules: lists for other programs, overlays' modules, empty directories.
+fn rest_of_modules(tree: &mut Tree, kernel: &str, index: &ModuleIndex, dropped: &mut Vec<Dropped>) {
     let kept: BTreeSet<&str> = index.modules.iter().map(|m| m.path.as_str()).collect();
     let base = format!("/usr/lib/modules/{kernel}");
     let doomed: Vec<Vec<u8>> = tree
@@ -369,7 +413,7 @@ fn modules(
         .map(|(path, _)| path.to_vec())
         .collect();
     for path in &doomed {
-        finish::drop_path(tree, path, "derived: kernel module that nothing selects", dropped);
+        finish::drop_path(tree, path, UNSELECTED, dropped);
     }
     let dirs: Vec<Vec<u8>> = tree
         .below(base.as_bytes())
@@ -381,18 +425,10 @@ fn modules(
             tree.remove(dir);
         }
     }
-    // Few of the kernel's modules stay: copies of those let its archive, the largest of all, be freed.
-    for module in &index.modules {
-        if let Some(Kind::File(data)) = tree.get_mut(module.path.as_bytes()).map(|i| &mut i.kind) {
-            *data = Bytes::copy_from_slice(data);
-        }
-    }
-    firmware(tree, &catalogue.firmware(&root), dropped);
-    Ok((index, initrd_index))
 }
 
 /// Keeps firmware that a selected module names, and what links among it lead to.
-fn firmware(tree: &mut Tree, needed: &BTreeSet<String>, dropped: &mut Vec<Dropped>) {
+fn drop_firmware(tree: &mut Tree, needed: &BTreeSet<String>, dropped: &mut Vec<Dropped>) {
     const BASE: &[u8] = b"/usr/lib/firmware/";
     let plain = |path: &[u8]| {
         let name = show(&path[BASE.len()..]);

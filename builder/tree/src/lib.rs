@@ -12,6 +12,7 @@ mod lay;
 mod libraries;
 mod lookup;
 mod modules;
+mod open;
 mod path;
 mod report;
 mod rules;
@@ -20,6 +21,7 @@ pub mod unpack;
 pub use accounts::{Accounts, Group, User};
 pub use build::{Built, Inputs, OverlayContent, OverlayFile, PackageInput, PayloadFile, build};
 pub use modules::CLASSES;
+pub use open::{Deb, PackageCache};
 pub use report::{Dropped, PackageSize, Report, why};
 
 use dyad_formats::tree::TreeError;
@@ -37,6 +39,19 @@ pub enum Error {
         /// The rule it broke.
         error: UnpackError,
     },
+    /// A package file cannot be read.
+    #[error("package {package}: {error}")]
+    Read {
+        /// `NAME VERSION` as locked.
+        package: String,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// The list that an earlier build remembered is another than the package's file gives.
+    #[error(
+        "package {0}: what an earlier build remembered of it does not fit its file: remove the cache of packages"
+    )]
+    Remembered(String),
     /// A package file is not the package that the lock names.
     #[error("package {expected}: the file says it is {found}")]
     WrongPackage {

@@ -210,8 +210,15 @@ fn missing_parts() {
     let without = |name: &str| {
         let packages = common::base().into_iter().filter(|p| p.locked.name != name).collect();
         let (init, payload, limits) = (Bytes::new(), vec![], Limits::default());
-        let inputs =
-            dyad_tree::Inputs { packages, merged: &merged, overlay_files: vec![], init, payload, limits };
+        let inputs = dyad_tree::Inputs {
+            packages,
+            merged: &merged,
+            overlay_files: vec![],
+            init,
+            payload,
+            limits,
+            cache: None,
+        };
         dyad_tree::build(inputs).map(|_| ()).unwrap_err().to_string()
     };
     assert!(without("base-passwd").contains("the image needs package base-passwd"));

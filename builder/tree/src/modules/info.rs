@@ -4,10 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 
 use bytes::Bytes;
-use dyad_formats::tree::{Kind, Tree, base_name};
+use dyad_formats::tree::base_name;
 use object::read::elf::{ElfFile64, FileHeader};
 use object::{Object, ObjectSection};
-use rayon::prelude::*;
 
 use crate::Error;
 use crate::path::show;
@@ -38,10 +37,20 @@ pub(crate) struct Catalogue {
     pub(crate) builtin: BTreeSet<String>,
 }
 
-/// The one kernel release that the tree holds.
-pub(crate) fn kernel_release(tree: &Tree) -> Result<String, Error> {
-    let releases: Vec<String> =
-        tree.children(b"/usr/lib/modules").iter().map(|(name, _)| show(name)).collect();
+/// Where all modules are.
+const MODULES: &[u8] = b"/usr/lib/modules/";
+/// List of what is part of the kernel image, in the directory of a release.
+const BUILTIN: &[u8] = b"modules.builtin";
+
+/// The release that a path below the modules' directory belongs to.
+fn release_of(path: &[u8]) -> Option<&[u8]> {
+    path.strip_prefix(MODULES)?.split(|&b| b == b'/').next().filter(|release| !release.is_empty())
+}
+
+/// The one kernel release that these paths name.
+pub(crate) fn kernel_release<'a>(paths: impl Iterator<Item = &'a [u8]>) -> Result<String, Error> {
+    let releases: BTreeSet<&[u8]> = paths.filter_map(release_of).collect();
+    let releases: Vec<String> = releases.into_iter().map(show).collect();
     match releases.as_slice() {
         [one] => Ok(one.clone()),
         [] => Err(Error::NoKernel),
@@ -54,33 +63,49 @@ pub(crate) fn canonical(name: &str) -> String {
     name.replace('-', "_")
 }
 
+/// What module selection reads of a file: `.modinfo` of a module, the text of the list of built-in ones; `None` for any
+/// other path.
+pub(crate) fn facts(path: &[u8], data: &Bytes) -> Result<Option<Vec<u8>>, Error> {
+    if release_of(path).is_none() {
+        return Ok(None);
+    }
+    if base_name(path) == BUILTIN {
+        return Ok(Some(data.to_vec()));
+    }
+    if stem(path).is_none() {
+        return Ok(None);
+    }
+    let bad = |what: String| Error::Module { path: show(path), what };
+    let plain = plain(path, data).map_err(|e| bad(e.to_string()))?;
+    modinfo(&plain).map(Some).map_err(|e| bad(e.to_string()))
+}
+
+/// Whether a path is a module's.
+pub(crate) fn is_module(path: &[u8]) -> bool {
+    release_of(path).is_some() && stem(path).is_some()
+}
+
 impl Catalogue {
-    /// Reads every module below `/usr/lib/modules/RELEASE`, in parallel.
-    pub(crate) fn read(tree: &Tree, kernel: &str) -> Result<Self, Error> {
-        let base = format!("/usr/lib/modules/{kernel}");
-        let files: Vec<(&[u8], &Bytes)> = tree
-            .below(base.as_bytes())
-            .filter_map(|(path, id)| match &tree.inode(id).kind {
-                Kind::File(data) if stem(path).is_some() => Some((path, data)),
-                _ => None,
-            })
-            .collect();
-        let infos: Vec<ModuleInfo> = files
-            .into_par_iter()
-            .map(|(path, data)| read_module(path, data))
-            .collect::<Result<_, Error>>()?;
-        let mut modules = BTreeMap::new();
-        for info in infos {
+    /// All modules of a kernel release: path, size and [`facts`] of each.
+    pub(crate) fn read<'a>(
+        kernel: &str,
+        files: impl Iterator<Item = (&'a [u8], u64, &'a [u8])>,
+    ) -> Result<Self, Error> {
+        let mut catalogue = Catalogue { kernel: kernel.to_owned(), ..Catalogue::default() };
+        for (path, bytes, facts) in files.filter(|(path, ..)| release_of(path) == Some(kernel.as_bytes())) {
+            if stem(path).is_none() {
+                catalogue.builtin.extend(show(facts).lines().filter_map(|l| stem(l.as_bytes())));
+                continue;
+            }
+            let info = read_module(path, bytes, facts);
             let (name, path) = (info.name.clone(), info.path.clone());
-            if let Some(old) = modules.insert(info.name.clone(), info) {
+            if let Some(old) =
+                catalogue.modules.insert(info.name.clone(), info).filter(|old| old.path != path)
+            {
                 return Err(Error::Module { path, what: format!("{name} is also at {}", old.path) });
             }
         }
-        let builtin = match tree.get(format!("{base}/modules.builtin").as_bytes()).map(|i| &i.kind) {
-            Some(Kind::File(data)) => show(data).lines().filter_map(|l| stem(l.as_bytes())).collect(),
-            _ => BTreeSet::new(),
-        };
-        Ok(Catalogue { kernel: kernel.to_owned(), modules, builtin })
+        Ok(catalogue)
     }
 }
 
@@ -95,16 +120,9 @@ fn stem(path: &[u8]) -> Option<String> {
     name.strip_suffix(".ko").map(canonical)
 }
 
-fn read_module(path: &[u8], data: &Bytes) -> Result<ModuleInfo, Error> {
-    let bad = |what: String| Error::Module { path: show(path), what };
-    let plain = plain(path, data).map_err(|e| bad(e.to_string()))?;
-    let strings = modinfo(&plain).map_err(|e| bad(e.to_string()))?;
-    let mut info = ModuleInfo {
-        name: stem(path).unwrap_or_default(),
-        path: show(path),
-        bytes: data.len() as u64,
-        ..ModuleInfo::default()
-    };
+fn read_module(path: &[u8], bytes: u64, strings: &[u8]) -> ModuleInfo {
+    let mut info =
+        ModuleInfo { name: stem(path).unwrap_or_default(), path: show(path), bytes, ..ModuleInfo::default() };
     for string in strings.split(|&b| b == 0) {
         let string = String::from_utf8_lossy(string);
         let Some((key, value)) = string.split_once('=') else { continue };
@@ -116,7 +134,7 @@ fn read_module(path: &[u8], data: &Bytes) -> Result<ModuleInfo, Error> {
             _ => {}
         }
     }
-    Ok(info)
+    info
 }
 
 /// `pre: a b post: c`

@@ -5,4 +5,4 @@ mod info;
 mod select;
 
 pub use classes::CLASSES;
-pub(crate) use info::{Catalogue, kernel_release};
+pub(crate) use info::{Catalogue, facts, is_module, kernel_release};

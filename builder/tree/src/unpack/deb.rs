@@ -3,13 +3,15 @@
 use bytes::Bytes;
 use dyad_debian::control::stanzas;
 use dyad_debian::parse_relations;
+use serde::{Deserialize, Serialize};
 
-use super::tarball::{self, Filter, Member, MemberKind, Pruned, Verdict};
+use super::select::{self, Filter, Pruned};
+use super::tarball::{self, Member, MemberKind};
 use super::{Limits, UnpackError, ar, compress};
 
-/// An unpacked package.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Package {
+/// An unpacked package; `C` stands for the content of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Package<C = Bytes> {
     /// `Package`.
     pub name: String,
     /// `Version`.
@@ -22,13 +24,23 @@ pub struct Package {
     /// (`dpkg-divert`): for the report.
     pub diverts: bool,
     /// Members that the filter kept, in archive order.
-    pub members: Vec<Member>,
+    pub members: Vec<Member<C>>,
     /// What the filter left out.
     pub pruned: Vec<Pruned>,
 }
 
-/// Opens a .deb. Deterministic; decodes xz blocks on the current rayon pool.
+/// Opens a .deb and leaves out what the filter drops. Deterministic; decodes xz blocks on the current rayon pool.
 pub fn unpack(deb: &Bytes, limits: &Limits, filter: &Filter<'_>) -> Result<Package, UnpackError> {
+    let mut package = open(deb, limits)?;
+    let archive_len = content_bytes(&package.members);
+    let bytes = |data: &Bytes| data.len() as u64;
+    (package.members, package.pruned) = select::apply(&package.members, &bytes, filter);
+    release(&mut package.members, archive_len);
+    Ok(package)
+}
+
+/// Opens a .deb: every member, nothing left out.
+pub(crate) fn open(deb: &Bytes, limits: &Limits) -> Result<Package, UnpackError> {
     let members = ar::parse(deb)?;
     let mut members = members.iter().filter(|m| !m.name.starts_with('_'));
     let wrong = |what: &str| UnpackError::Layout(what.to_owned());
@@ -48,19 +60,22 @@ pub fn unpack(deb: &Bytes, limits: &Limits, filter: &Filter<'_>) -> Result<Packa
     }
     let (name, stem) = (&control.name, "control.tar");
     let control = compress::decode(name, stem, &control.data, limits.control_bytes_max, limits)?;
-    let control = tarball::read(name, &control, limits, &|_| Verdict::Keep)?;
+    let control = tarball::read(name, &control, limits)?;
     let (name, stem) = (&data.name, "data.tar");
     let archive = compress::decode(name, stem, &data.data, limits.data_bytes_max, limits)?;
-    let mut data = tarball::read(name, &archive, limits, filter)?;
-    release(&mut data.members, archive.len());
-    let mut package = read_control(&control.members)?;
-    package.members = data.members;
-    package.pruned = data.pruned;
+    let mut package = read_control(&control)?;
+    package.members = tarball::read(name, &archive, limits)?;
     Ok(package)
 }
 
+/// Bytes of all files.
+pub(crate) fn content_bytes(members: &[Member]) -> usize {
+    let bytes = |m: &Member| if let MemberKind::File(data) = &m.kind { data.len() } else { 0 };
+    members.iter().map(bytes).sum()
+}
+
 /// Slices keep the whole archive in memory: where less than half of it is wanted, copying that costs less.
-fn release(members: &mut [Member], archive_len: usize) {
+pub(crate) fn release(members: &mut [Member], archive_len: usize) {
     let files = members.iter_mut().filter_map(|m| match &mut m.kind {
         MemberKind::File(data) => Some(data),
         _ => None,

@@ -6,11 +6,15 @@
 mod ar;
 mod compress;
 mod deb;
+mod select;
 mod tarball;
 mod xz;
 
 pub use deb::{Package, unpack};
-pub use tarball::{Filter, Member, MemberKind, Pruned, Verdict};
+pub(crate) use deb::{open, release};
+pub(crate) use select::apply;
+pub use select::{Filter, Pruned, Verdict};
+pub use tarball::{Member, MemberKind};
 
 /// Bounds on what one package may make the builder do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,33 +1,22 @@
 //! Tar members as data: names checked and made canonical, contents as slices of the archive.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Cursor;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use tar::EntryType;
 
 use super::{Limits, UnpackError};
 use crate::path;
 
-/// What a prune filter says about a path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// The member goes into the tree.
-    Keep,
-    /// The member is left out by the rule with this index.
-    Drop(u32),
-}
-
-/// Decides by canonical path, before content is looked at.
-pub type Filter<'a> = dyn Fn(&[u8]) -> Verdict + Sync + 'a;
-
-/// What a member is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum MemberKind {
+/// What a member is; `C` stands for the content of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemberKind<C = Bytes> {
     /// A directory.
     Dir,
-    /// A regular file; the bytes are a slice of the decoded archive.
-    File(Bytes),
+    /// A regular file; bytes are a slice of the decoded archive.
+    File(C),
     /// A symbolic link, target verbatim.
     Symlink(Vec<u8>),
     /// Another name of an earlier file (canonical path).
@@ -40,13 +29,13 @@ pub enum MemberKind {
     Fifo,
 }
 
-/// One member that passed the filter.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
+/// One member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member<C = Bytes> {
     /// Canonical absolute path: merged-/usr aliases are resolved.
     pub path: Vec<u8>,
     /// Type and content.
-    pub kind: MemberKind,
+    pub kind: MemberKind<C>,
     /// Permission bits, 0o7777.
     pub mode: u16,
     /// Owner by number; used when the name is not known in the image.
@@ -61,24 +50,6 @@ pub struct Member {
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
-/// A member that the filter left out.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pruned {
-    /// Canonical path.
-    pub path: Vec<u8>,
-    /// Index of the rule.
-    pub rule: u32,
-    /// Size of its content.
-    pub bytes: u64,
-}
-
-/// Members in archive order, and what was left out.
-#[derive(Debug, Default)]
-pub(super) struct Contents {
-    pub(super) members: Vec<Member>,
-    pub(super) pruned: Vec<Pruned>,
-}
-
 #[derive(PartialEq, Eq, Clone, Copy)]
 enum Shape {
     Dir,
@@ -89,42 +60,24 @@ enum Shape {
 struct Seen {
     raw: Vec<u8>,
     shape: Shape,
-    member: Option<usize>,
-}
-
-/// A file that hard links may name: its first name in the tree, if it has one yet.
-struct Linkable {
-    data: Bytes,
-    kept_as: Option<Vec<u8>>,
+    member: usize,
 }
 
 struct Reader<'a> {
     part: &'a str,
     archive: &'a Bytes,
     limits: &'a Limits,
-    filter: &'a Filter<'a>,
     seen: HashMap<Vec<u8>, Seen>,
-    files: HashMap<Vec<u8>, Linkable>,
-    out: Contents,
+    /// Files that hard links may name, whichever of their names comes first.
+    files: HashSet<Vec<u8>>,
+    out: Vec<Member>,
 }
 
-/// Reads a whole archive; `part` names it in errors.
-pub(super) fn read(
-    part: &str,
-    archive: &Bytes,
-    limits: &Limits,
-    filter: &Filter<'_>,
-) -> Result<Contents, UnpackError> {
+/// Reads a whole archive: its members in order; `part` names it in errors.
+pub(super) fn read(part: &str, archive: &Bytes, limits: &Limits) -> Result<Vec<Member>, UnpackError> {
     let broken = |what: String| UnpackError::Tar { part: part.to_owned(), what };
-    let mut reader = Reader {
-        part,
-        archive,
-        limits,
-        filter,
-        seen: HashMap::new(),
-        files: HashMap::new(),
-        out: Contents::default(),
-    };
+    let mut reader =
+        Reader { part, archive, limits, seen: HashMap::new(), files: HashSet::new(), out: Vec::new() };
     let mut tar = tar::Archive::new(Cursor::new(&archive[..]));
     let mut end = 0u64;
     for (count, entry) in tar.entries_with_seek().map_err(|e| broken(e.to_string()))?.enumerate() {
@@ -182,7 +135,7 @@ impl Reader<'_> {
         self.add(raw, member)
     }
 
-    fn add(&mut self, raw: Vec<u8>, mut member: Member) -> Result<(), UnpackError> {
+    fn add(&mut self, raw: Vec<u8>, member: Member) -> Result<(), UnpackError> {
         let shape = match member.kind {
             MemberKind::Dir => Shape::Dir,
             MemberKind::Symlink(_) => Shape::Link,
@@ -191,49 +144,20 @@ impl Reader<'_> {
         if let Some(seen) = self.seen.get(&member.path) {
             return self.twice(&raw, member, seen.shape, seen.member, seen.raw == raw);
         }
-        let verdict = if member.path == b"/" { Verdict::Keep } else { (self.filter)(&member.path) };
-        let mut bytes = 0;
         match &member.kind {
-            MemberKind::File(data) => {
-                bytes = data.len() as u64;
-                let kept_as = (verdict == Verdict::Keep).then(|| member.path.clone());
-                self.files.insert(member.path.clone(), Linkable { data: data.clone(), kept_as });
+            MemberKind::HardLink(target) if !self.files.contains(target) => {
+                return Err(UnpackError::LinkTarget {
+                    name: String::from_utf8_lossy(&raw).into_owned(),
+                    target: String::from_utf8_lossy(target).into_owned(),
+                });
             }
-            MemberKind::HardLink(target) => {
-                let target = target.clone();
-                let Some(file) = self.files.get_mut(&target) else {
-                    return Err(UnpackError::LinkTarget {
-                        name: String::from_utf8_lossy(&raw).into_owned(),
-                        target: String::from_utf8_lossy(&target).into_owned(),
-                    });
-                };
-                let linkable = Linkable { data: file.data.clone(), kept_as: file.kept_as.clone() };
-                if verdict == Verdict::Keep {
-                    // The first kept name of a file carries its content, whichever name the archive gave it first.
-                    member.kind = match &file.kept_as {
-                        Some(first) => MemberKind::HardLink(first.clone()),
-                        None => {
-                            file.kept_as = Some(member.path.clone());
-                            MemberKind::File(file.data.clone())
-                        }
-                    };
-                }
-                self.files.insert(member.path.clone(), linkable);
+            MemberKind::File(_) | MemberKind::HardLink(_) => {
+                self.files.insert(member.path.clone());
             }
             _ => {}
         }
-        let path = member.path.clone();
-        let index = match verdict {
-            Verdict::Keep => {
-                self.out.members.push(member);
-                Some(self.out.members.len() - 1)
-            }
-            Verdict::Drop(rule) => {
-                self.out.pruned.push(Pruned { path: path.clone(), rule, bytes });
-                None
-            }
-        };
-        self.seen.insert(path, Seen { raw, shape, member: index });
+        self.seen.insert(member.path.clone(), Seen { raw, shape, member: self.out.len() });
+        self.out.push(member);
         Ok(())
     }
 
@@ -243,7 +167,7 @@ impl Reader<'_> {
         raw: &[u8],
         member: Member,
         shape: Shape,
-        index: Option<usize>,
+        at: usize,
         same_name: bool,
     ) -> Result<(), UnpackError> {
         let duplicate = || UnpackError::Duplicate(String::from_utf8_lossy(raw).into_owned());
@@ -259,16 +183,12 @@ impl Reader<'_> {
                 Ok(())
             }
             (MemberKind::File(_), Shape::Link) => {
-                let Some(at) = index else { return Ok(()) };
-                let MemberKind::Symlink(target) = &self.out.members[at].kind else { return Err(duplicate()) };
+                let MemberKind::Symlink(target) = &self.out[at].kind else { return Err(duplicate()) };
                 if path::link_target(&member.path, target) != Some(member.path.clone()) {
                     return Err(duplicate());
                 }
-                if let MemberKind::File(data) = &member.kind {
-                    let linkable = Linkable { data: data.clone(), kept_as: Some(member.path.clone()) };
-                    self.files.insert(member.path.clone(), linkable);
-                }
-                self.out.members[at] = member;
+                self.files.insert(member.path.clone());
+                self.out[at] = member;
                 Ok(())
             }
             _ => Err(duplicate()),

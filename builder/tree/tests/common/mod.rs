@@ -104,7 +104,7 @@ pub(crate) fn input(name: &str, deb: Bytes) -> PackageInput {
         size: deb.len() as u64,
         sha256: "0".repeat(64).parse().unwrap(),
     };
-    PackageInput { locked, deb }
+    PackageInput { locked, deb: std::sync::Arc::new(deb) }
 }
 
 pub(crate) fn package(name: &str, extra: &str, data: Tar) -> PackageInput {
@@ -194,5 +194,5 @@ pub(crate) fn build_with(
 ) -> Result<dyad_tree::Built, Error> {
     let packages = base().into_iter().chain(more).collect();
     let (init, payload, limits) = (Bytes::from_static(b"init"), Vec::new(), Default::default());
-    build(Inputs { packages, merged, overlay_files, init, payload, limits })
+    build(Inputs { packages, merged, overlay_files, init, payload, limits, cache: None })
 }
