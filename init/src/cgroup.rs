@@ -129,6 +129,13 @@ pub(crate) fn service_of(pid: u32, name: &mut [u8; 128]) -> Option<&str> {
     std::str::from_utf8(&name[..found.len()]).ok()
 }
 
+/// Whether a child is a zombie.
+pub(crate) fn has_ended(pid: u32) -> bool {
+    let text = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = text.iter().rposition(|byte| *byte == b')').and_then(|at| text.get(at + 2));
+    state == Some(&b'Z')
+}
+
 /// `0::/system.slice/NAME.service[/...]`, perhaps with something before it in a container.
 fn parse_service(text: &str) -> Option<&str> {
     let line = text.lines().find_map(|line| line.strip_prefix("0::"))?;

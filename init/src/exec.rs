@@ -18,6 +18,10 @@ pub(crate) const NOTIFY: &str = "/run/dyad/notify";
 pub(crate) const NOT_STARTED_MIN: i32 = 200;
 /// And up to here.
 pub(crate) const NOT_STARTED_MAX: i32 = 209;
+/// Open files of a program that says nothing about them: the kernel's own default.
+const NOFILE: u64 = 1024;
+/// Open files of PID 1.
+const NOFILE_OWN: u64 = 65_536;
 /// Capability numbers that the kernel could know.
 const CAPABILITIES: u32 = 64;
 
@@ -124,6 +128,10 @@ fn run(
     if program.nofile != 0 {
         let limit = if container { program.nofile.min(hard_limit()) } else { program.nofile };
         setrlimit(Resource::RLIMIT_NOFILE, limit, limit).map_err(|errno| Error::Limit(limit, errno))?;
+    } else {
+        // PID 1's own is higher, and programs that select(2) must not inherit that.
+        setrlimit(Resource::RLIMIT_NOFILE, NOFILE.min(hard_limit()), hard_limit())
+            .map_err(|errno| Error::Limit(NOFILE, errno))?;
     }
     take_identity(program)?;
     std::env::set_current_dir(program.cwd).map_err(|e| Error::Directory(program.cwd.to_owned(), e))?;
@@ -136,6 +144,14 @@ fn run(
     let path = argv.first().cloned().unwrap_or_default();
     nix::unistd::execve(&path, &argv, &env)
         .map_err(|errno| Error::Exec(program.exec.first().cloned().unwrap_or_default(), errno))
+}
+
+/// For PID 1 itself: a descriptor for each service, and those that it keeps for them.
+pub(crate) fn raise_own_limit() {
+    let hard = hard_limit();
+    if let Err(errno) = setrlimit(Resource::RLIMIT_NOFILE, NOFILE_OWN.min(hard), hard) {
+        crate::log::warning!("cannot allow PID 1 {NOFILE_OWN} descriptors: {errno}");
+    }
 }
 
 /// How many descriptors this process may allow itself without a privilege.

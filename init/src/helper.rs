@@ -1,17 +1,20 @@
 //! Helper processes of PID 1 (`init --phase NAME`): whatever may wait for a device. PID 1 gives them a deadline.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use crate::core::STATUS_CHANGED;
 use crate::log;
 use crate::modules::{self, Modules};
+use crate::record::{self, Record};
 use crate::{boot, mounts};
 
 /// Runs one helper; what it did goes to standard output, why it failed to standard error.
-pub(crate) fn run(name: &str) -> ExitCode {
+pub(crate) fn run(name: &str, arguments: &[&str]) -> ExitCode {
     log::open();
     let result = match name {
         "modules" => coldplug(),
+        "record" => record(arguments),
         "sync" => {
             rustix::fs::sync();
             Ok((false, String::new()))
@@ -39,6 +42,18 @@ pub(crate) fn modprobe(name: &str) -> ExitCode {
         .map_err(|e| e.to_string())
         .and_then(|mut modules| modules.load_for(name).map_err(|e| e.to_string()));
     if loaded.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Writes down how the boot ends; tells what stood there before.
+fn record(arguments: &[&str]) -> Result<(bool, String), String> {
+    let record = match arguments {
+        [word, reason] => Record::from_words(word, reason),
+        _ => None,
+    };
+    let record = record.ok_or_else(|| format!("record {arguments:?}: accepted are a word and a reason"))?;
+    let before =
+        record::append(Path::new(record::FILE), &record).map_err(|e| format!("{}: {e}", record::FILE))?;
+    Ok((true, before.map(|before| before.tell()).unwrap_or_default()))
 }
 
 fn coldplug() -> Result<(bool, String), String> {

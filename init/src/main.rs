@@ -1,69 +1,8 @@
-//! PID 1: initrd stage, early boot phases, service core.
+//! The program `init`.
 
-mod boot;
-mod cgroup;
-mod clock;
-mod core;
-mod exec;
-mod helper;
-mod initrd;
-mod log;
-mod modalias;
-mod modules;
-mod mounts;
-mod notify;
-mod power;
-mod services;
-mod uevent;
+#[global_allocator]
+static HEAP: dyad_sys::heap::Counting = dyad_sys::heap::Counting;
 
-use std::path::Path;
-use std::process::ExitCode;
-
-/// Between the last message and the reset, so that somebody can read it.
-const PAUSE_BEFORE_RESET_MS: u64 = 10_000;
-
-fn main() -> ExitCode {
-    let mut arguments = std::env::args();
-    let called = arguments.next().unwrap_or_default();
-    let arguments: Vec<String> = arguments.collect();
-    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let first = std::process::id() == 1;
-    match words.as_slice() {
-        ["--phase", name] if !first => helper::run(name),
-        ["-q", "--", name] if !first => helper::modprobe(name),
-        // Tools that load what they need themselves (LVM its device-mapper targets) find this program by that name.
-        [.., name] if !first && called.ends_with("/modprobe") => helper::modprobe(name),
-        ["--resume", number] if first => resume(number),
-        _ if first && !Path::new(boot::TABLE).exists() && Path::new(modules::INDEX).exists() => initrd::run(),
-        _ if first => pid1(),
-        _ => {
-            eprintln!("init: PID 1 of a Dyad image; started by the kernel, not by hand");
-            ExitCode::from(2)
-        }
-    }
-}
-
-fn pid1() -> ExitCode {
-    match core::Core::boot() {
-        Ok(core) => core.run(),
-        Err(error) => give_up(&format!("PID 1 cannot begin: {error}")),
-    }
-}
-
-/// PID 1 again, after a crash of its former image.
-fn resume(number: &str) -> ExitCode {
-    let resumed = number.parse().map_err(|_| format!("--resume {number:?} is not a descriptor"));
-    match resumed.and_then(|number| core::Core::resume(number).map_err(|error| error.to_string())) {
-        Ok(core) => core.run(),
-        Err(error) => give_up(&format!("PID 1 cannot go on: {error}")),
-    }
-}
-
-/// Resets the machine. In a container the same call ends the container.
-fn give_up(reason: &str) -> ExitCode {
-    log::open();
-    log::critical!("{reason}");
-    clock::pause_ms(PAUSE_BEFORE_RESET_MS);
-    let _ = rustix::system::reboot(rustix::system::RebootCommand::Restart);
-    ExitCode::FAILURE
+fn main() -> std::process::ExitCode {
+    dyad_init::run()
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// Where PID 1 listens.
 pub const SOCKET: &str = "/run/dyad/init.sock";
 /// Version byte of every packet; raised with any change of the types below.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// Longest packet in bytes, version byte included.
 pub const PACKET_MAX: usize = 64 * 1024;
 /// Most bytes of standard output, and again of standard error, that [`Call::RunOneshot`] gives back.
@@ -82,9 +82,45 @@ pub enum Call {
         /// CLOCK_BOOTTIME nanoseconds; `None` disarms.
         deadline_ns: Option<u64>,
     },
+    /// PID 1's own health; answered by [`Answer::Stats`].
+    Stats,
+    /// The last lines that PID 1 itself logged; answered by [`Answer::Log`].
+    Log,
+    /// Go on as another binary: every child, descriptor and deadline is kept. [`Answer::Accepted`] comes right before the
+    /// change; a binary that cannot read this one's state is refused.
+    Upgrade {
+        /// Absolute path of a static `init`.
+        path: String,
+    },
+    /// For tests: make PID 1 fail. Refused on a machine whose kernel command line does not have the word `dyad.inject`.
+    Inject {
+        /// What happens.
+        fault: Fault,
+        /// At which later passage of a place where PID 1 changes what it has written down.
+        after: u32,
+    },
     /// From now on send [`Message::Event`]s on this connection; the reply is [`Answer::Services`], the state from
     /// which the events go on.
     Subscribe,
+}
+
+/// A way in which PID 1 can fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fault {
+    /// A panic of its own.
+    Panic,
+    /// `abort`.
+    Abort,
+    /// Recursion without end.
+    StackOverflow,
+    /// A store to address 0.
+    NullWrite,
+    /// An instruction that does not exist.
+    IllegalInstruction,
+    /// An allocation that fails.
+    Allocation,
+    /// Its loop stands still for ever: only a hardware watchdog helps.
+    Freeze,
 }
 
 /// Whom a signal reaches.
@@ -162,6 +198,10 @@ pub enum Answer {
     Phases(Vec<Phase>),
     /// To [`Call::BootInfo`].
     BootInfo(BootInfo),
+    /// To [`Call::Stats`].
+    Stats(Stats),
+    /// To [`Call::Log`]: lines, oldest first.
+    Log(Vec<u8>),
 }
 
 /// Why a request was refused; nothing was changed.
@@ -201,7 +241,7 @@ pub enum Event {
 }
 
 /// State of one service.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceStatus {
     /// Name as in the image table.
     pub name: String,
@@ -222,9 +262,10 @@ pub struct ServiceStatus {
 }
 
 /// States of a service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ServiceState {
     /// Not wanted, no process.
+    #[default]
     Stopped,
     /// Wanted; a dependency is not ready.
     Waiting,
@@ -322,6 +363,65 @@ pub struct BootInfo {
     pub kernel: String,
     /// (name, CLOCK_BOOTTIME milliseconds at its end): `kernel`, `initrd`, `early`, `services`, as far as reached.
     pub marks: Vec<(String, u64)>,
+    /// How the boot before this one ended, in words; empty as long as that is not known.
+    pub previous: String,
+}
+
+/// Turns of PID 1's loop are counted by their length: bucket n holds those of less than 2^n microseconds.
+pub const TURN_BUCKETS: usize = 24;
+
+/// PID 1's own health. Counters begin anew with a re-exec, except where something else is said.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// How often PID 1 has re-executed itself since boot.
+    pub reexecs: u32,
+    /// From the last fault to the end of the first whole turn of the loop, microseconds; 0 without one.
+    pub recovery_us: u32,
+    /// The longest such time since boot.
+    pub recovery_us_max: u32,
+    /// Allocations of memory. Stands still once the machine is up.
+    pub allocations: u64,
+    /// What epoll told, ends of processes and datagrams included.
+    pub events: u64,
+    /// Lengths of the loop's turns, from waking up to sleeping again.
+    pub turns: [u32; TURN_BUCKETS],
+    /// The longest turn, microseconds.
+    pub turn_us_max: u32,
+    /// Connections on the control socket, and the most there may be.
+    pub clients: (u16, u16),
+    /// Programs that run to their end, and the most there may be.
+    pub jobs: (u16, u16),
+    /// Descriptors kept for services, and the most there may be.
+    pub stored: (u16, u16),
+    /// Of the last expiry of the dead-man's deadline, since boot.
+    pub fence: FenceTimes,
+}
+
+impl Stats {
+    /// Upper bound of the turns' length in microseconds below which `share` (0 to 1) of them are.
+    pub fn turn_us(&self, share: f64) -> u64 {
+        let all: u64 = self.turns.iter().map(|n| u64::from(*n)).sum();
+        let wanted = (all as f64 * share).ceil() as u64;
+        let mut seen = 0;
+        let at = self.turns.iter().position(|n| {
+            seen += u64::from(*n);
+            seen >= wanted
+        });
+        1 << at.unwrap_or(TURN_BUCKETS)
+    }
+}
+
+/// What the dead-man's switch did, in CLOCK_BOOTTIME nanoseconds; 0: not yet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FenceTimes {
+    /// The deadline that passed.
+    pub deadline_ns: u64,
+    /// The virtual addresses were closed.
+    pub gate_ns: u64,
+    /// All writers' cgroups had their `cgroup.kill`.
+    pub killed_ns: u64,
+    /// The last of them was empty.
+    pub empty_ns: u64,
 }
 
 /// Where a root file system came from.
@@ -372,12 +472,17 @@ pub enum DecodeError {
 }
 
 fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, EncodeError> {
-    let packet = postcard::to_extend(message, vec![VERSION])
+    let mut packet = vec![VERSION];
+    encode_to(message, &mut packet).map(|()| packet)
+}
+
+fn encode_to<T: Serialize>(message: &T, packet: &mut Vec<u8>) -> Result<(), EncodeError> {
+    *packet = postcard::to_extend(message, std::mem::take(packet))
         .expect("messages hold only types that postcard can write");
     if packet.len() > PACKET_MAX {
         return Err(EncodeError::TooLong { bytes: packet.len() });
     }
-    Ok(packet)
+    Ok(())
 }
 
 fn decode<T: DeserializeOwned>(packet: &[u8]) -> Result<T, DecodeError> {
@@ -411,6 +516,13 @@ impl Message {
     /// The packet.
     pub fn encode(&self) -> Result<Vec<u8>, EncodeError> {
         encode(self)
+    }
+
+    /// Writes the packet over what `packet` holds; allocates nothing while its capacity is enough.
+    pub fn encode_into(&self, packet: &mut Vec<u8>) -> Result<(), EncodeError> {
+        packet.clear();
+        packet.push(VERSION);
+        encode_to(self, packet)
     }
 
     /// Reads a packet.

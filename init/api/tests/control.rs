@@ -81,6 +81,7 @@ fn message() -> impl Strategy<Value = Message> {
                 root_hash,
                 slot: Slot::B,
                 marks,
+                previous: "power was cut".into(),
             })
         });
     let answer = prop_oneof![

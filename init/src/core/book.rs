@@ -1,26 +1,30 @@
 //! PID 1's memory outside of itself: a memfd that survives its own re-exec.
 //!
-//! Layout, little endian: header (64 bytes: magic 8, format 4, number of services 4, boot id 16, cause of the last
-//! re-exec 4 at 32, re-execs in a row without a whole turn of the loop 4 at 36, client whose request is being answered
-//! 4 at 40), then one record of 256 bytes for each service (state, crc32 at 252), then the book: length 4, crc32 4,
+//! Layout, little endian: header (128 bytes: magic 8, format 4, number of services 4, boot id 16, re-execs in a row
+//! without a whole turn of the loop 4 at 36, client whose request is being answered 4 at 40, cause of the last re-exec 4
+//! and its time 8 at 48, the dead-man's deadline and when killed writers must be gone 8 each at 64), then one record of 256 bytes for each service (state, crc32 at 252), then the book: length 4, crc32 4,
 //! postcard. A record is written in one system call before anything is done that depends on it, and the crash of this
 //! process cannot cut a system call in two, so what is read is always whole.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
-use dyad_api::control::Phase;
+use dyad_api::control::{FenceTimes, Phase};
 use rustix::fs::MemfdFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::services::{Id, RECORD_BYTES, Slot};
 
 const MAGIC: [u8; 8] = *b"DYADPID1";
-const FORMAT: u32 = 1;
-const HEADER_BYTES: usize = 64;
+/// What another binary must read to go on from here.
+pub(crate) const FORMAT: u32 = 2;
+const HEADER_BYTES: usize = 128;
 const STRIDE: usize = 256;
-/// Where the fault handler writes the cause.
-pub(super) const CAUSE_AT: u32 = 32;
+/// Where the fault handler writes the cause and the time.
+pub(super) const CAUSE_AT: u32 = 48;
+const FENCE_AT: u64 = 64;
+/// Room for the book that is made at once, so that it need not grow later.
+const BOOK_BYTES: usize = 64 << 10;
 const STREAK_AT: u64 = 36;
 const CLIENT_AT: u64 = 40;
 /// Marks that no request is being answered.
@@ -48,7 +52,7 @@ pub(super) struct SavedJob {
 }
 
 /// Everything but the services' states.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Saved {
     pub(super) container: bool,
     pub(super) origin: String,
@@ -58,8 +62,15 @@ pub(super) struct Saved {
     pub(super) shutdown: Option<super::shutdown::Progress>,
     pub(super) phases: Vec<Phase>,
     pub(super) marks: Vec<(String, u64)>,
-    pub(super) fence_deadline_ns: Option<u64>,
-    pub(super) fence_gone_by_ns: Option<u64>,
+    /// How the boot before this one ended.
+    pub(super) previous: String,
+    pub(super) previous_known: bool,
+    /// The hardware watchdog says that it ended it.
+    pub(super) watchdog_reset: bool,
+    /// What is to be written down of how this one ends (`Record::words`), as soon as the disk can be written.
+    pub(super) record: Option<(String, String)>,
+    pub(super) recovery_us_max: u32,
+    pub(super) fence: FenceTimes,
     pub(super) watchdog: RawFd,
     pub(super) notify: RawFd,
     pub(super) control: RawFd,
@@ -95,6 +106,8 @@ pub(crate) struct Memory {
 pub(super) struct Header {
     pub(super) boot_id: [u8; 16],
     pub(super) cause: i32,
+    /// CLOCK_BOOTTIME of the fault.
+    pub(super) fault_ns: u64,
     /// Re-execs without a whole turn of the loop between them, this one included.
     pub(super) streak: u32,
     /// The client whose request was being answered.
@@ -111,14 +124,14 @@ impl Memory {
         header[12..16].copy_from_slice(&(services as u32).to_le_bytes());
         header[16..32].copy_from_slice(&boot_id);
         header[40..44].copy_from_slice(&NO_CLIENT.to_le_bytes());
-        let memory = Self { file, services, buffer: Vec::new() };
+        let memory = Self { file, services, buffer: Vec::with_capacity(BOOK_BYTES) };
         memory.put(&header, 0)?;
         Ok(memory)
     }
 
     /// Takes a former image's over.
     pub(super) fn take(file: OwnedFd, services: usize) -> Result<(Self, Header), BookError> {
-        let memory = Self { file, services, buffer: Vec::new() };
+        let memory = Self { file, services, buffer: Vec::with_capacity(BOOK_BYTES) };
         let mut header = [0u8; HEADER_BYTES];
         memory.get(&mut header, 0)?;
         let word =
@@ -135,7 +148,9 @@ impl Memory {
         memory.put(&streak.to_le_bytes(), STREAK_AT)?;
         let client = u16::try_from(word(CLIENT_AT as usize)).ok();
         memory.put(&NO_CLIENT.to_le_bytes(), CLIENT_AT)?;
-        Ok((memory, Header { boot_id, cause: word(CAUSE_AT as usize) as i32, streak, client }))
+        let cause = CAUSE_AT as usize;
+        let fault_ns = u64::from(word(cause + 4)) | u64::from(word(cause + 8)) << 32;
+        Ok((memory, Header { boot_id, cause: word(cause) as i32, fault_ns, streak, client }))
     }
 
     /// Its descriptor number.
@@ -179,6 +194,22 @@ impl Memory {
     /// Whose request is being answered.
     pub(super) fn answering(&self, client: Option<u16>) -> io::Result<()> {
         self.put(&client.map_or(NO_CLIENT, u32::from).to_le_bytes(), CLIENT_AT)
+    }
+
+    /// Writes the deadline and when killed writers must be gone; 0: neither.
+    pub(super) fn save_fence(&self, deadline_ns: u64, gone_by_ns: u64) -> io::Result<()> {
+        let mut both = [0; 16];
+        both[..8].copy_from_slice(&deadline_ns.to_le_bytes());
+        both[8..].copy_from_slice(&gone_by_ns.to_le_bytes());
+        self.put(&both, FENCE_AT)
+    }
+
+    /// What [`Memory::save_fence`] wrote.
+    pub(super) fn load_fence(&self) -> io::Result<(u64, u64)> {
+        let (mut deadline, mut gone_by) = ([0; 8], [0; 8]);
+        self.get(&mut deadline, FENCE_AT)?;
+        self.get(&mut gone_by, FENCE_AT + 8)?;
+        Ok((u64::from_le_bytes(deadline), u64::from_le_bytes(gone_by)))
     }
 
     /// Writes a service's state.
@@ -247,9 +278,11 @@ mod tests {
         assert_eq!(memory.load_slot(1).expect("load"), slot);
         assert!(memory.load_slot(0).is_err(), "a record never written is no record");
         memory.answering(Some(3)).expect("mark");
+        memory.save_fence(5, u64::MAX).expect("save");
+        assert_eq!(memory.load_fence().expect("load"), (5, u64::MAX));
         let copy = memory.file.try_clone().expect("dup");
         let (_, header) = Memory::take(copy, 2).expect("take");
-        assert_eq!(header, Header { boot_id: [7; 16], cause: 0, streak: 1, client: Some(3) });
+        assert_eq!(header, Header { boot_id: [7; 16], cause: 0, fault_ns: 0, streak: 1, client: Some(3) });
         assert!(matches!(Memory::take(memory.file, 3), Err(BookError::Services { found: 2, expected: 3 })));
     }
 
@@ -258,23 +291,11 @@ mod tests {
         let mut memory = Memory::create(1, [0; 16]).expect("memfd");
         memory.save_slot(0, &Slot::new()).expect("save");
         let book = Saved {
-            container: false,
             origin: "a".into(),
             reexecs: 1,
-            phases_done: None,
-            shutting_down: false,
-            shutdown: None,
-            phases: vec![],
             marks: vec![("early".into(), 9)],
-            fence_deadline_ns: None,
-            fence_gone_by_ns: None,
-            watchdog: -1,
             notify: 200,
-            control: 201,
-            sockets: vec![],
-            stored: vec![],
-            clients: vec![],
-            jobs: vec![],
+            ..Saved::default()
         };
         memory.save_book(&book).expect("save");
         assert_eq!(memory.load_book().expect("load"), book);

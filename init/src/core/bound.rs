@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use dyad_spec::compiled::{Service, SocketKind};
 use rustix::event::epoll;
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with, sockopt,
@@ -26,8 +26,28 @@ pub(crate) const STORED_MAX: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct Stored {
     pub(crate) service: Id,
-    pub(crate) name: String,
+    /// Empty: [`STORED_NAME`], which is what journald uses and costs no memory.
+    name: String,
     pub(crate) fd: OwnedFd,
+}
+
+/// The name of a stored descriptor that was given none.
+const STORED_NAME: &str = "stored";
+
+impl Stored {
+    pub(crate) fn new(service: Id, name: &str, fd: OwnedFd) -> Self {
+        let name = if name == STORED_NAME { String::new() } else { name.to_owned() };
+        Self { service, name, fd }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        if self.name.is_empty() { STORED_NAME } else { &self.name }
+    }
+
+    /// As it is written down: the name may be empty.
+    pub(crate) fn saved(&self) -> (Id, String, RawFd) {
+        (self.service, self.name.clone(), self.fd.as_raw_fd())
+    }
 }
 
 /// All of them.
@@ -61,7 +81,7 @@ impl Bound {
                 sockets.push((at as Id, socket.name.clone(), fd));
             }
         }
-        Ok(Self { notify, control, sockets, stored: Vec::new() })
+        Ok(Self { notify, control, sockets, stored: Vec::with_capacity(STORED_MAX) })
     }
 }
 
@@ -123,7 +143,7 @@ impl Core {
             Ok(()) | Err(Errno::PERM) => {}
             Err(errno) => warning!("cannot watch a stored descriptor: {errno}"),
         }
-        self.bound.stored[at] = Some(Stored { service, name: name.to_owned(), fd });
+        self.bound.stored[at] = Some(Stored::new(service, name, fd));
         self.save();
     }
 
@@ -150,7 +170,7 @@ impl Core {
     /// FDSTOREREMOVE=1.
     pub(super) fn remove_stored(&mut self, service: Id, name: &str) {
         for at in 0..self.bound.stored.len() {
-            if self.bound.stored[at].as_ref().is_some_and(|s| s.service == service && s.name == name) {
+            if self.bound.stored[at].as_ref().is_some_and(|s| s.service == service && s.name() == name) {
                 self.drop_stored(at as u16);
             }
         }

@@ -1,6 +1,7 @@
 //! Connections on the control socket.
 
 use dyad_api::control::{Answer, Event as Told, Message, PACKET_MAX, Refusal, Request};
+use rustix::buffer::spare_capacity;
 use rustix::event::epoll;
 use rustix::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use rustix::io::Errno;
@@ -8,9 +9,10 @@ use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send, so
 
 use super::{Core, Token};
 use crate::log::{info, warning};
+use crate::services::Id;
 
 /// Connections at the same time.
-const CLIENTS_MAX: usize = 16;
+pub(super) const CLIENTS_MAX: usize = 16;
 /// What a client may leave unread.
 const SEND_BYTES: usize = 2 << 20;
 /// Requests of one client before other events get their turn.
@@ -28,11 +30,22 @@ pub(super) struct Client {
 #[derive(Debug)]
 pub(super) struct Clients {
     list: Vec<Option<Client>>,
+    /// Buffers that are used again and again: the packet being written, the packet being read.
+    outgoing: Vec<u8>,
+    incoming: Vec<u8>,
 }
 
 impl Clients {
     pub(super) fn new() -> Self {
-        Self { list: Vec::with_capacity(CLIENTS_MAX) }
+        Self {
+            list: Vec::with_capacity(CLIENTS_MAX),
+            outgoing: Vec::with_capacity(PACKET_MAX + 1),
+            incoming: Vec::with_capacity(PACKET_MAX),
+        }
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.list.iter().flatten().count()
     }
 }
 
@@ -44,9 +57,8 @@ enum Sent {
 }
 
 impl Client {
-    fn send(&self, message: &Message) -> Sent {
-        let Ok(packet) = message.encode() else { return Sent::Full };
-        match send(&self.fd, &packet, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+    fn send(&self, packet: &[u8]) -> Sent {
+        match send(&self.fd, packet, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
             Ok(_) => Sent::Yes,
             Err(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM) => Sent::Full,
             Err(_) => Sent::Gone,
@@ -89,13 +101,12 @@ impl Core {
 
     pub(super) fn read_client(&mut self, at: u16) {
         for _ in 0..REQUESTS_MAX {
-            let Some(client) = self.clients.list.get(usize::from(at)).and_then(Option::as_ref) else {
-                return;
-            };
-            let mut packet = vec![0u8; PACKET_MAX];
-            match recv(&client.fd, &mut packet[..], RecvFlags::DONTWAIT) {
+            let Clients { list, incoming, .. } = &mut self.clients;
+            let Some(client) = list.get(usize::from(at)).and_then(Option::as_ref) else { return };
+            incoming.clear();
+            match recv(&client.fd, spare_capacity(incoming), RecvFlags::DONTWAIT) {
                 Ok((0, _)) => return self.drop_client(at),
-                Ok((length, _)) => match Request::decode(&packet[..length]) {
+                Ok(_) => match Request::decode(incoming) {
                     Ok(request) => {
                         let _ = self.memory.answering(Some(at));
                         self.answer(at, request);
@@ -123,8 +134,33 @@ impl Core {
 
     /// Sends a reply. A client that does not read its replies is cut off.
     pub(super) fn reply(&mut self, at: u16, id: u32, result: Result<Answer, Refusal>) {
-        let Some(client) = self.clients.list.get(usize::from(at)).and_then(Option::as_ref) else { return };
-        match client.send(&Message::Reply { id, result }) {
+        self.send_reply(at, &Message::Reply { id, result });
+    }
+
+    /// Replies with all services, of which no copy is made.
+    pub(super) fn reply_services(&mut self, at: u16, id: u32) {
+        for service in self.machine.ids() {
+            self.refresh_status(service);
+        }
+        let all = std::mem::take(&mut self.statuses);
+        let message = Message::Reply { id, result: Ok(Answer::Services(all)) };
+        self.send_reply(at, &message);
+        if let Message::Reply { result: Ok(Answer::Services(all)), .. } = message {
+            self.statuses = all;
+        }
+    }
+
+    fn send_reply(&mut self, at: u16, message: &Message) {
+        let Clients { list, outgoing, .. } = &mut self.clients;
+        let Some(client) = list.get(usize::from(at)).and_then(Option::as_ref) else { return };
+        let sent = match message.encode_into(outgoing) {
+            Ok(()) => client.send(outgoing),
+            Err(error) => {
+                warning!("control socket: {error}");
+                Sent::Full
+            }
+        };
+        match sent {
             Sent::Yes => {}
             Sent::Full => {
                 info!("control socket: a client did not read its replies and was cut off");
@@ -143,14 +179,11 @@ impl Core {
     }
 
     /// What is written down of the connections.
-    pub(super) fn saved_clients(&self) -> Vec<(u16, RawFd, bool, u32)> {
-        let numbered = self.clients.list.iter().enumerate();
-        numbered
-            .filter_map(|(at, client)| {
-                let client = client.as_ref()?;
-                Some((at as u16, client.fd.as_raw_fd(), client.subscribed, client.missed))
-            })
-            .collect()
+    pub(super) fn saved_clients(&self) -> impl Iterator<Item = (u16, RawFd, bool, u32)> {
+        self.clients.list.iter().enumerate().filter_map(|(at, client)| {
+            let client = client.as_ref()?;
+            Some((at as u16, client.fd.as_raw_fd(), client.subscribed, client.missed))
+        })
     }
 
     /// Takes a connection of a former image over.
@@ -167,24 +200,37 @@ impl Core {
     }
 
     /// Tells all subscribers; who does not read misses events and is told how many.
-    pub(super) fn tell(&mut self, event: &Told) {
-        for at in 0..self.clients.list.len() {
-            let Some(client) = self.clients.list[at].as_mut().filter(|client| client.subscribed) else {
-                continue;
-            };
-            if client.missed > 0 {
-                match client.send(&Message::Event(Told::Missed(client.missed))) {
-                    Sent::Yes => client.missed = 0,
-                    Sent::Full | Sent::Gone => {
-                        client.missed = client.missed.saturating_add(1);
-                        continue;
-                    }
-                }
+    pub(super) fn tell(&mut self, event: Told) {
+        self.send_event(&Message::Event(event));
+    }
+
+    /// Tells a service's state, of which no copy is made.
+    pub(super) fn tell_service(&mut self, id: Id) {
+        let at = usize::from(id);
+        let message = Message::Event(Told::Service(std::mem::take(&mut self.statuses[at])));
+        self.send_event(&message);
+        if let Message::Event(Told::Service(status)) = message {
+            self.statuses[at] = status;
+        }
+    }
+
+    fn send_event(&mut self, message: &Message) {
+        let Clients { list, outgoing, .. } = &mut self.clients;
+        // Those first who missed something, because the packet is written once for all others.
+        for client in list.iter_mut().flatten().filter(|client| client.subscribed && client.missed > 0) {
+            let told = Message::Event(Told::Missed(client.missed));
+            if told.encode_into(outgoing).is_ok() && matches!(client.send(outgoing), Sent::Yes) {
+                client.missed = 0;
             }
-            match client.send(&Message::Event(event.clone())) {
-                Sent::Yes => {}
-                // A client that went away is noticed when its end is read.
-                Sent::Full | Sent::Gone => client.missed = client.missed.saturating_add(1),
+        }
+        if message.encode_into(outgoing).is_err() {
+            return;
+        }
+        for client in list.iter_mut().flatten().filter(|client| client.subscribed) {
+            // Nothing between what was missed and what the client is told of it. One that went away is noticed when
+            // its end is read.
+            if client.missed > 0 || !matches!(client.send(outgoing), Sent::Yes) {
+                client.missed = client.missed.saturating_add(1);
             }
         }
     }

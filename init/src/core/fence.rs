@@ -10,7 +10,8 @@ use rustix::system::RebootCommand;
 
 use super::Core;
 use crate::clock;
-use crate::log::{critical, info, warning};
+use crate::log::{critical, error, info, warning};
+use crate::record::Record;
 use crate::services::Event;
 
 /// After `cgroup.kill`, until the machine is reset.
@@ -34,20 +35,10 @@ impl Fence {
         self.deadline_ns = deadline_ns;
     }
 
-    /// Deadline, and when the killed writers must be gone.
-    pub(super) fn deadlines(&self) -> (Option<u64>, Option<u64>) {
-        (self.deadline_ns, self.gone_by_ns)
-    }
-
     /// Takes a former image's state over.
-    pub(super) fn restore(
-        &mut self,
-        deadline_ns: Option<u64>,
-        gone_by_ns: Option<u64>,
-        watchdog: Option<OwnedFd>,
-    ) {
-        self.deadline_ns = deadline_ns;
-        self.gone_by_ns = gone_by_ns;
+    pub(super) fn restore(&mut self, deadline_ns: u64, gone_by_ns: u64, watchdog: Option<OwnedFd>) {
+        self.deadline_ns = Some(deadline_ns).filter(|at| *at != 0);
+        self.gone_by_ns = Some(gone_by_ns).filter(|at| *at != 0);
         self.watchdog = watchdog.map(Watchdog::from_fd);
     }
 
@@ -60,7 +51,7 @@ impl Fence {
 impl Core {
     /// Arms the hardware watchdog, once it is there.
     pub(super) fn open_watchdog(&mut self) {
-        if self.fence.watchdog.is_some() || self.container {
+        if self.fence.watchdog.is_some() || self.book.container {
             return;
         }
         let Ok(watchdog) = Watchdog::open(WATCHDOG) else { return };
@@ -70,6 +61,7 @@ impl Core {
         }
         if watchdog.boot_status().is_ok_and(|status| status & CARD_RESET != 0) {
             warning!("watchdog: it was the watchdog that reset this machine");
+            self.book.watchdog_reset = true;
         }
         // Kept through a re-exec: nobody feeds it otherwise.
         match dyad_sys::spawn::keep(watchdog.into_fd()) {
@@ -86,7 +78,8 @@ impl Core {
             self.fence.deadline_ns = None;
             self.fence.gone_by_ns = Some(now + EMPTY_WITHIN_NS);
             self.kill_writers();
-            self.save();
+            self.save_fence();
+            self.record(&Record::Fenced);
         }
         let Some(gone_by) = self.fence.gone_by_ns else {
             self.feed();
@@ -98,11 +91,23 @@ impl Core {
         if !alive {
             info!("dead-man's switch: all writers are gone");
             self.fence.gone_by_ns = None;
-            self.save();
+            self.save_fence();
+            if self.book.shutdown.is_none() {
+                self.record(&Record::Running);
+            }
             self.feed();
         } else if now >= gone_by {
             critical!("dead-man's switch: a writer survives SIGKILL: the machine resets");
             let _ = rustix::system::reboot(RebootCommand::Restart);
+        }
+    }
+
+    /// Writes the switch's times down.
+    pub(super) fn save_fence(&mut self) {
+        self.meter.passage();
+        let (deadline, gone_by) = (self.fence.deadline_ns, self.fence.gone_by_ns);
+        if let Err(error) = self.memory.save_fence(deadline.unwrap_or(0), gone_by.unwrap_or(0)) {
+            error!("PID 1: cannot write its state: {error}");
         }
     }
 

@@ -18,7 +18,7 @@ use crate::log::{error, warning};
 use crate::{boot, clock};
 
 /// Jobs at the same time.
-const JOBS_MAX: usize = 64;
+pub(super) const JOBS_MAX: usize = 64;
 /// A killed job whose cgroup does not empty in this time is given up: its processes hang in the kernel.
 const GIVE_UP_MS: u64 = 5_000;
 /// Output of a helper that is kept: its last lines are a phase's note.
@@ -28,7 +28,7 @@ const READS_MAX: usize = 16;
 /// Status of a helper that changed something.
 pub(crate) const STATUS_CHANGED: i32 = 10;
 /// This program, for helpers.
-const SELF: &str = "/usr/lib/dyad/init";
+pub(super) const SELF: &str = "/usr/lib/dyad/init";
 
 /// What a job is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +39,10 @@ pub(super) enum Kind {
     Devices,
     /// A step of the shutdown.
     Step,
+    /// A record of how the boot ends.
+    Record,
+    /// A new binary that is asked what it can read; by this client in this request.
+    Upgrade(u16, u32),
     /// Asked for by this client in this request.
     Oneshot(u16, u32),
 }
@@ -94,6 +98,10 @@ impl Jobs {
         Self { list: Vec::with_capacity(JOBS_MAX) }
     }
 
+    pub(super) fn count(&self) -> usize {
+        self.all().count()
+    }
+
     fn all(&self) -> impl Iterator<Item = &Job> {
         self.list.iter().flatten()
     }
@@ -111,8 +119,8 @@ impl Jobs {
         self.all().any(|job| matches!(job.kind, Kind::Devices | Kind::Phase(0)))
     }
 
-    pub(super) fn runs_step(&self) -> bool {
-        self.all().any(|job| job.kind == Kind::Step)
+    pub(super) fn runs(&self, kind: Kind) -> bool {
+        self.all().any(|job| job.kind == kind)
     }
 
     pub(super) fn is_busy(&self, name: &str) -> bool {
@@ -156,13 +164,30 @@ impl<'a> Order<'a> {
 }
 
 impl Core {
-    /// Runs this program as `init --phase NAME` in a process of its own.
-    pub(super) fn start_helper(&mut self, name: &str, kind: Kind, deadline_ms: u32) -> std::io::Result<()> {
-        let exec = [SELF.to_owned(), "--phase".to_owned(), name.to_owned()];
+    /// Runs this program as `init --phase NAME ARGUMENTS` in a process of its own.
+    pub(super) fn start_helper(
+        &mut self,
+        words: &[&str],
+        kind: Kind,
+        deadline_ms: u32,
+    ) -> std::io::Result<()> {
+        let exec: Vec<String> =
+            [SELF, "--phase"].iter().chain(words).map(|word| (*word).to_owned()).collect();
+        self.start_question(words.first().copied().unwrap_or_default(), &exec, kind, deadline_ms)
+    }
+
+    /// Runs a program as PID 1's own.
+    pub(super) fn start_question(
+        &mut self,
+        name: &str,
+        exec: &[String],
+        kind: Kind,
+        deadline_ms: u32,
+    ) -> std::io::Result<()> {
         let order = Order {
             name,
             suffix: "phase",
-            exec: &exec,
+            exec,
             env: &[],
             cwd: "/",
             uid: 0,
@@ -260,42 +285,38 @@ impl Core {
     }
 
     /// What is written down of the jobs.
-    pub(super) fn saved_jobs(&self) -> Vec<SavedJob> {
-        let numbered = self.jobs.list.iter().enumerate();
-        let pipe = |(fd, tail): &(Option<OwnedFd>, Tail)| {
+    pub(super) fn saved_jobs(&self) -> impl Iterator<Item = SavedJob> {
+        fn pipe((fd, tail): &(Option<OwnedFd>, Tail)) -> (RawFd, Vec<u8>) {
             (fd.as_ref().map_or(-1, AsRawFd::as_raw_fd), tail.bytes.clone())
-        };
-        numbered
-            .filter_map(|(at, job)| {
-                let job = job.as_ref()?;
-                Some(SavedJob {
-                    at: at as u16,
-                    kind: job.kind,
-                    name: job.name.clone(),
-                    group_name: job.group_name.clone(),
-                    pid: job.pid,
-                    exit: job.exit.map(|exit| match exit {
-                        Exit::Status(status) => (true, status),
-                        Exit::Signal(signal) => (false, signal),
-                    }),
-                    killed: job.killed,
-                    timed_out: job.timed_out,
-                    out: pipe(&job.out),
-                    err: pipe(&job.err),
-                    capture_max: job.out.1.max as u32,
-                    started_ms: job.started_ms,
-                    deadline_ms: job.deadline_ms,
-                })
+        }
+        self.jobs.list.iter().enumerate().filter_map(|(at, job)| {
+            let job = job.as_ref()?;
+            Some(SavedJob {
+                at: at as u16,
+                kind: job.kind,
+                name: job.name.clone(),
+                group_name: job.group_name.clone(),
+                pid: job.pid,
+                exit: job.exit.map(|exit| match exit {
+                    Exit::Status(status) => (true, status),
+                    Exit::Signal(signal) => (false, signal),
+                }),
+                killed: job.killed,
+                timed_out: job.timed_out,
+                out: pipe(&job.out),
+                err: pipe(&job.err),
+                capture_max: job.out.1.max as u32,
+                started_ms: job.started_ms,
+                deadline_ms: job.deadline_ms,
             })
-            .collect()
+        })
     }
 
     /// Takes a job of a former image over.
-    pub(super) fn take_job(&mut self, saved: SavedJob) {
+    pub(super) fn take_job(&mut self, saved: SavedJob, (out, err): (Option<OwnedFd>, Option<OwnedFd>)) {
         let Ok(group) = self.slice.group(&saved.group_name) else { return };
         let at = saved.at;
-        let pipe = |(fd, bytes): (RawFd, Vec<u8>), token: Token| {
-            let fd = dyad_sys::spawn::adopt(fd);
+        let pipe = |fd: Option<OwnedFd>, bytes: Vec<u8>, token: Token| {
             if let Some(fd) = &fd {
                 let _ = epoll::add(&self.epoll, fd, token.data(), epoll::EventFlags::IN);
             }
@@ -303,8 +324,8 @@ impl Core {
         };
         let mut job = Job {
             kind: saved.kind,
-            out: pipe(saved.out, Token::JobOut(at)),
-            err: pipe(saved.err, Token::JobErr(at)),
+            out: pipe(out, saved.out.1, Token::JobOut(at)),
+            err: pipe(err, saved.err.1, Token::JobErr(at)),
             name: saved.name,
             group_name: saved.group_name,
             group,
@@ -369,7 +390,7 @@ impl Core {
     /// The jobs of a client that went away end.
     pub(super) fn kill_jobs_of(&mut self, client: u16) {
         for job in self.jobs.list.iter_mut().flatten() {
-            if matches!(job.kind, Kind::Oneshot(owner, _) if owner == client) {
+            if matches!(job.kind, Kind::Oneshot(owner, _) | Kind::Upgrade(owner, _) if owner == client) {
                 // No client has this number: nobody gets the answer.
                 job.kind = Kind::Oneshot(u16::MAX, 0);
                 job.killed = true;
@@ -378,9 +399,9 @@ impl Core {
         }
     }
 
-    /// Kills the jobs of all clients, for the shutdown.
+    /// Kills all jobs for the shutdown, but not the one that writes down why there is one.
     pub(super) fn kill_jobs(&mut self) {
-        for job in self.jobs.list.iter_mut().flatten() {
+        for job in self.jobs.list.iter_mut().flatten().filter(|job| job.kind != Kind::Record) {
             job.killed = true;
             let _ = job.group.kill();
         }
@@ -442,6 +463,12 @@ impl Core {
                     error!("shutdown: {}: {note}", job.name);
                 }
             }
+            Kind::Record => {
+                let (state, note) = phase_result(&status, &job.out.1.bytes, &job.err.1.bytes);
+                let failure = (state == PhaseState::Failed).then_some(note.as_str());
+                self.recorded(&job.out.1.bytes, failure);
+            }
+            Kind::Upgrade(client, id) => self.end_upgrade(client, id, &status, &job.out.1.bytes),
             Kind::Oneshot(client, id) => {
                 let finished = Finished { status, stdout: job.out.1.bytes, stderr: job.err.1.bytes, took_ms };
                 self.reply(client, id, Ok(Answer::Finished(finished)));

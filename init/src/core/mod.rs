@@ -5,14 +5,19 @@ mod bound;
 mod clients;
 mod fence;
 mod jobs;
+mod meter;
 mod notices;
+mod previous;
 mod requests;
 mod resume;
 mod shutdown;
 mod supervise;
+mod upgrade;
 
-use dyad_api::control::{Event as Told, Phase, PhaseState, ServiceState};
-use dyad_spec::compiled::ImageTable;
+use std::collections::VecDeque;
+
+use dyad_api::control::{Event as Told, Phase, PhaseState, ServiceState, ServiceStatus};
+use dyad_spec::compiled::{ImageTable, Service};
 use dyad_sys::signals::{self, Children};
 use nix::sys::signal::SigSet;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -22,10 +27,12 @@ use rustix::io::Errno;
 
 use crate::cgroup::{Group, Slice};
 use crate::log::{error, info, warning};
+use crate::record::Record;
 use crate::services::{Event, Machine, Slot, Why};
 use crate::{boot, clock, uevent};
 
 pub(crate) use jobs::STATUS_CHANGED;
+pub(crate) use upgrade::state_format;
 
 use bound::Bound;
 use clients::Clients;
@@ -39,6 +46,11 @@ const EMPTY_POLL_MS: u64 = 20;
 const EVENTS: usize = 64;
 /// Children reaped before other events get their turn.
 const REAP_MAX: usize = 256;
+
+/// Room for the note of a service's status.
+const STATUS_NOTE_BYTES: usize = 160;
+/// Marks of a boot.
+const MARKS: usize = 8;
 
 /// The early boot phases in their order, with deadlines in milliseconds. `modules` runs beside the others.
 pub(crate) const PHASES: [(&str, u32); 5] =
@@ -93,13 +105,11 @@ impl Token {
 
 /// Everything PID 1 knows.
 pub(crate) struct Core {
-    container: bool,
     image: (String, String),
-    /// Where the root came from, as the initrd stage said.
-    origin: String,
     memory: book::Memory,
+    /// What the memory holds beside the services' states.
+    book: book::Saved,
     boot_id: [u8; 16],
-    reexecs: u32,
     /// A whole turn of the loop went well since the last re-exec.
     steady: bool,
     epoll: OwnedFd,
@@ -109,17 +119,20 @@ pub(crate) struct Core {
     devices_changed: bool,
     power: Option<OwnedFd>,
     slice: Slice,
+    group_names: Vec<String>,
     groups: Vec<Group>,
-    /// The states last logged, so that each change is logged once.
-    logged: Vec<ServiceState>,
     machine: Machine,
+    /// Events that follow from the one that the machine is at; empty between two of them.
+    queue: VecDeque<Event>,
+    /// The services as the control protocol tells them.
+    statuses: Vec<ServiceStatus>,
+    meter: meter::Meter,
+    /// The binary that is asked whether it can take over.
+    upgrade: Option<String>,
     bound: Bound,
     clients: Clients,
     jobs: Jobs,
-    phases: Vec<Phase>,
-    marks: Vec<(String, u64)>,
     fence: fence::Fence,
-    shutdown: Option<shutdown::Progress>,
 }
 
 /// Why PID 1 could not begin.
@@ -151,17 +164,17 @@ impl Core {
         let memory = book::Memory::create(table.services.len(), boot_id)
             .map_err(|source| StartError::Bind { path: "PID 1's state".to_owned(), source })?;
         let mut core = Self::assemble(table, container, boot_id, memory, bound)?;
-        core.origin = std::env::var("DYAD_SLOT").unwrap_or_default();
+        core.book.origin = std::env::var("DYAD_SLOT").unwrap_or_default();
         for id in core.machine.ids() {
             core.save_slot(id);
         }
         core.save();
-        resume::arm(&core.memory)
+        resume::arm(&core.memory, 0)
             .map_err(|source| StartError::Bind { path: "the fault handlers".to_owned(), source })?;
         let kernel = std::env::var("DYAD_KERNEL_MS").ok().and_then(|text| text.parse().ok()).unwrap_or(began);
-        core.marks.push(("kernel".to_owned(), kernel));
-        core.marks.push(("initrd".to_owned(), began));
-        core.marks.push(("early".to_owned(), clock::boot_ms()));
+        core.book.marks.push(("kernel".to_owned(), kernel));
+        core.book.marks.push(("initrd".to_owned(), began));
+        core.book.marks.push(("early".to_owned(), clock::boot_ms()));
         core.begin_phases();
         for id in core.machine.ids() {
             if core.machine.specs()[usize::from(id)].autostart {
@@ -178,6 +191,7 @@ impl Core {
         memory: book::Memory,
         bound: Bound,
     ) -> Result<Self, StartError> {
+        crate::exec::raise_own_limit();
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(call("create an epoll"))?;
         signals::set_mask(true);
         let signals = SignalFd::with_flags(&SigSet::all(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
@@ -186,21 +200,33 @@ impl Core {
                 source: Errno::from_raw_os_error(errno as i32),
             })?;
         let slice = Slice::prepare().map_err(call("prepare the cgroups"))?;
-        let mut groups = Vec::with_capacity(table.services.len());
-        for service in &table.services {
-            let group = slice.group(&format!("{}.service", service.name));
-            groups.push(group.map_err(call("make a service's cgroup"))?);
+        let group_names: Vec<String> = table.services.iter().map(|s| format!("{}.service", s.name)).collect();
+        let mut groups = Vec::with_capacity(group_names.len());
+        for name in &group_names {
+            groups.push(slice.group(name).map_err(call("make a service's cgroup"))?);
         }
+        let named = |service: &Service| ServiceStatus {
+            name: service.name.clone(),
+            note: String::with_capacity(STATUS_NOTE_BYTES),
+            ..ServiceStatus::default()
+        };
         let devices = if container { None } else { uevent::open().ok() };
         let power = if container { None } else { crate::power::open() };
         let names: Vec<&str> = PHASES.iter().map(|(name, _)| *name).collect();
-        let core = Self {
+        let book = book::Saved {
             container,
+            phases: names.iter().map(|name| waiting_phase(name)).collect(),
+            marks: Vec::with_capacity(MARKS),
+            stored: Vec::with_capacity(bound::STORED_MAX),
+            clients: Vec::with_capacity(clients::CLIENTS_MAX),
+            ..book::Saved::default()
+        };
+        let statuses = table.services.iter().map(named).collect();
+        let core = Self {
             image: (table.name, table.version),
-            origin: String::new(),
             memory,
+            book,
             boot_id,
-            reexecs: 0,
             steady: false,
             epoll,
             signals,
@@ -208,16 +234,17 @@ impl Core {
             devices_changed: false,
             power,
             slice,
+            group_names,
             groups,
-            logged: vec![ServiceState::Stopped; table.services.len()],
+            queue: VecDeque::with_capacity(table.services.len()),
             machine: Machine::new(table.services, &names),
+            statuses,
+            meter: meter::Meter::default(),
+            upgrade: None,
             bound,
             clients: Clients::new(),
             jobs: Jobs::new(),
-            phases: names.iter().map(|name| waiting_phase(name)).collect(),
-            marks: Vec::new(),
             fence: fence::Fence::default(),
-            shutdown: None,
         };
         core.watch(core.signals.as_fd(), Token::Signals)?;
         core.watch(core.bound.notify.as_fd(), Token::Notify)?;
@@ -240,8 +267,9 @@ impl Core {
         let mut events = Vec::with_capacity(EVENTS);
         loop {
             self.turn(&mut events);
-            if self.reexecs > 0 && !self.steady {
+            if self.book.reexecs > 0 && !self.steady {
                 self.steady = self.memory.steady().is_ok();
+                self.recovered();
             }
         }
     }
@@ -258,6 +286,8 @@ impl Core {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => error!("epoll: {errno}"),
         }
+        let woke_ns = clock::boot_ns();
+        self.meter.events += events.len() as u64;
         // Notices before ends: a service that says READY=1 and exits has been ready.
         for event in events.iter() {
             if Token::from_data(event.data.u64()) == Some(Token::Notify) {
@@ -279,11 +309,12 @@ impl Core {
         }
         self.reap();
         self.settle();
+        self.meter.turned(woke_ns);
     }
 
     fn sleep_ms(&self) -> u64 {
         // After a re-exec the first turn does not sleep, so that it is soon known to be whole.
-        if self.reexecs > 0 && !self.steady {
+        if self.book.reexecs > 0 && !self.steady {
             return 0;
         }
         let now = clock::boot_ms();
@@ -291,7 +322,7 @@ impl Core {
             self.machine.next_deadline_ms(),
             self.jobs.next_deadline_ms(),
             self.fence.next_deadline_ms(),
-            self.shutdown.as_ref().map(|progress| progress.deadline_ms),
+            self.book.shutdown.as_ref().map(|progress| progress.deadline_ms),
             self.awaits_empty().then_some(now + EMPTY_POLL_MS),
         ];
         let next = deadlines.into_iter().flatten().min().unwrap_or(u64::MAX);
@@ -313,7 +344,7 @@ impl Core {
 
     /// Once: when every service that starts by itself is up, or will not come up.
     fn mark_services(&mut self, now: u64) {
-        let marked = self.marks.last().is_some_and(|(name, _)| name == "services");
+        let marked = self.book.marks.last().is_some_and(|(name, _)| name == "services");
         if marked || self.machine.phases_done().is_none() {
             return;
         }
@@ -326,10 +357,10 @@ impl Core {
         if specs.any(|(id, spec)| spec.autostart && begins(self.machine.slot(id))) {
             return;
         }
-        let since = self.marks.last().map_or(now, |(_, at)| *at);
+        let since = self.book.marks.last().map_or(now, |(_, at)| *at);
         let took = now.saturating_sub(since);
         info!("services {}.{:03}s", took / 1000, took % 1000);
-        self.marks.push(("services".to_owned(), now));
+        self.book.marks.push(("services".to_owned(), now));
         self.save();
     }
 
@@ -351,6 +382,7 @@ impl Core {
         for _ in 0..REAP_MAX {
             match signals::peek() {
                 Ok(Children::Ended(pid, exit)) => {
+                    self.meter.events += 1;
                     if !self.job_exited(pid, exit) {
                         self.step(Event::Exited(pid, exit));
                     }
@@ -369,12 +401,13 @@ impl Core {
     }
 
     fn begin_phases(&mut self) {
-        if self.container {
-            for phase in &mut self.phases {
+        if self.book.container {
+            // Modules and partitions are the host's; its file systems are filled as those of a disk would be.
+            for phase in &mut self.book.phases[..2] {
                 phase.state = PhaseState::Unchanged;
                 phase.note = "container".to_owned();
             }
-            self.step(Event::Phases(u32::MAX));
+            self.start_phase(2);
             return;
         }
         self.start_phase(0);
@@ -383,17 +416,17 @@ impl Core {
 
     fn start_phase(&mut self, at: usize) {
         let (name, deadline_ms) = PHASES[at];
-        self.phases[at].state = PhaseState::Running;
-        self.phases[at].started_ms = clock::boot_ms();
+        self.book.phases[at].state = PhaseState::Running;
+        self.book.phases[at].started_ms = clock::boot_ms();
         self.save();
-        self.tell(&Told::Phase(self.phases[at].clone()));
-        if let Err(error) = self.start_helper(name, jobs::Kind::Phase(at), deadline_ms) {
+        self.tell(Told::Phase(self.book.phases[at].clone()));
+        if let Err(error) = self.start_helper(&[name], jobs::Kind::Phase(at), deadline_ms) {
             self.end_phase(at, PhaseState::Failed, format!("cannot start its helper: {error}"));
         }
     }
 
     fn end_phase(&mut self, at: usize, state: PhaseState, note: String) {
-        let phase = &mut self.phases[at];
+        let phase = &mut self.book.phases[at];
         phase.state = state;
         phase.took_ms = clock::boot_ms().saturating_sub(phase.started_ms).max(1) as u32;
         phase.note = note;
@@ -402,16 +435,17 @@ impl Core {
             PhaseState::Failed => error!("phase {name} failed after {took} ms: {}", phase.note),
             _ => info!("phase {name} {}.{:03}s: {}", took / 1000, took % 1000, phase.note),
         }
-        self.tell(&Told::Phase(self.phases[at].clone()));
+        self.tell(Told::Phase(self.book.phases[at].clone()));
         // The disk's phases follow each other; a failed one does not keep the next from trying.
         if at > 0 && at + 1 < PHASES.len() && !self.machine.is_shutting_down() {
             self.start_phase(at + 1);
         }
-        if self.phases.iter().all(|p| !matches!(p.state, PhaseState::Waiting | PhaseState::Running)) {
-            let done = self.phases.iter().enumerate().filter(|(_, p)| p.state.is_done());
+        if self.book.phases.iter().all(|p| !matches!(p.state, PhaseState::Waiting | PhaseState::Running)) {
+            let done = self.book.phases.iter().enumerate().filter(|(_, p)| p.state.is_done());
             let bits = done.fold(0, |bits, (at, _)| bits | 1 << at);
-            self.marks.push(("phases".to_owned(), clock::boot_ms()));
+            self.book.marks.push(("phases".to_owned(), clock::boot_ms()));
             self.step(Event::Phases(bits));
+            self.record(&Record::Running);
         }
         self.save();
     }
@@ -431,7 +465,7 @@ impl Core {
             return;
         }
         self.devices_changed = false;
-        if let Err(error) = self.start_helper("modules", jobs::Kind::Devices, PHASES[0].1) {
+        if let Err(error) = self.start_helper(&["modules"], jobs::Kind::Devices, PHASES[0].1) {
             warning!("cannot look for drivers of new devices: {error}");
         }
     }

@@ -42,14 +42,19 @@ impl Core {
                     return false;
                 }
             };
+        self.meter.events += 1;
         let mut sender = None;
-        let mut fds: Vec<OwnedFd> = Vec::new();
+        let mut fds = [const { None }; FDS_MAX];
+        let mut free = fds.iter_mut();
         for message in control.drain() {
             match message {
                 RecvAncillaryMessage::ScmCredentials(who) => {
                     sender = Some(who.pid.as_raw_nonzero().get() as u32)
                 }
-                RecvAncillaryMessage::ScmRights(received) => fds.extend(received),
+                RecvAncillaryMessage::ScmRights(received) => {
+                    // What finds no place is closed; there is place for all that fit the ancillary buffer.
+                    received.zip(&mut free).for_each(|(fd, place)| *place = Some(fd));
+                }
                 _ => {}
             }
         }
@@ -60,7 +65,7 @@ impl Core {
         }
         // Processes outside of this pid namespace have number 0 here.
         if let Some(id) = sender.filter(|pid| *pid > 1).and_then(|pid| self.service_of(pid)) {
-            self.take_notice(id, &bytes[..received.bytes], fds);
+            self.take_notice(id, &bytes[..received.bytes], &mut fds);
         }
         true
     }
@@ -74,7 +79,7 @@ impl Core {
         cgroup::service_of(pid, &mut name).and_then(|name| self.machine.find(name))
     }
 
-    fn take_notice(&mut self, id: Id, bytes: &[u8], fds: Vec<OwnedFd>) {
+    fn take_notice(&mut self, id: Id, bytes: &[u8], fds: &mut [Option<OwnedFd>]) {
         let notice = notify::parse(bytes);
         if let Some(text) = notice.status {
             self.machine.set_note(id, text);
@@ -106,7 +111,7 @@ impl Core {
             self.remove_stored(id, name);
         }
         if notice.store {
-            for fd in fds {
+            for fd in fds.iter_mut().filter_map(Option::take) {
                 self.store(id, name, fd);
             }
         }

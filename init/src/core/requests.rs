@@ -1,9 +1,9 @@
 //! Answers to the control socket's requests.
 
-use dyad_api::control::{Answer, BootInfo, Call, Refusal, Request, Shutdown, SignalTarget, Slot};
+use dyad_api::control::{Answer, BootInfo, Call, Fault, Refusal, Request, Shutdown, SignalTarget, Slot};
 
 use super::{Core, shutdown};
-use crate::log::info;
+use crate::log::{self, info, warning};
 use crate::services::{Event, Id};
 
 /// Highest signal number.
@@ -20,17 +20,25 @@ impl Core {
             },
             Call::Hello { client } => {
                 info!("control socket: {client} is connected");
-                Ok(Answer::Hello { boot_id: self.boot_id, reexecs: self.reexecs })
+                Ok(Answer::Hello { boot_id: self.boot_id, reexecs: self.book.reexecs })
             }
-            Call::ListServices => Ok(self.all_services()),
+            Call::ListServices => return self.reply_services(client, id),
+            Call::Stats => Ok(Answer::Stats(self.stats())),
+            Call::Log => Ok(Answer::Log(log::recent())),
+            Call::Inject { fault, after } => self.inject(fault, after),
+            Call::Upgrade { path } => match self.begin_upgrade(client, id, &path) {
+                None => return,
+                Some(refusal) => Err(refusal),
+            },
             Call::Status { name } => {
-                self.known(&name).map(|service| Answer::Services(vec![self.status(service)]))
+                let status = |service| self.statuses[usize::from(service)].clone();
+                self.known(&name).map(|service| Answer::Services(vec![status(service)]))
             }
             Call::Start { name } => self.order(&name, Event::Start),
             Call::Stop { name } => self.order(&name, Event::Stop),
             Call::Restart { name } => self.order(&name, Event::Restart),
             Call::Signal { name, target } => self.signal(&name, target),
-            Call::Phases => Ok(Answer::Phases(self.phases.clone())),
+            Call::Phases => Ok(Answer::Phases(self.book.phases.clone())),
             Call::BootInfo => Ok(Answer::BootInfo(self.boot_info())),
             Call::Shutdown { how, reason } => {
                 let how = match how {
@@ -42,19 +50,26 @@ impl Core {
             }
             Call::Arm { deadline_ns } => {
                 self.fence.arm(deadline_ns);
-                self.save();
+                self.save_fence();
                 Ok(Answer::Accepted)
             }
             Call::Subscribe => {
                 self.subscribe(client);
-                Ok(self.all_services())
+                return self.reply_services(client, id);
             }
         };
         self.reply(client, id, result);
     }
 
-    fn all_services(&self) -> Answer {
-        Answer::Services(self.machine.ids().map(|id| self.status(id)).collect())
+    /// Only where somebody who rules the machine's command line, or the container's host, wants it.
+    fn inject(&mut self, fault: Fault, after: u32) -> Result<Answer, Refusal> {
+        let cmdline = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
+        if !self.book.container && !cmdline.split_ascii_whitespace().any(|word| word == "dyad.inject") {
+            return Err(Refusal::Invalid("the kernel command line has no word `dyad.inject`".to_owned()));
+        }
+        warning!("PID 1: {fault:?} after {after} passages, as asked");
+        self.meter.injection = Some((fault, after));
+        Ok(Answer::Accepted)
     }
 
     fn known(&self, name: &str) -> Result<Id, Refusal> {
@@ -99,10 +114,18 @@ impl Core {
         Ok(Answer::Accepted)
     }
 
+    fn previous(&self) -> String {
+        match (self.book.watchdog_reset, self.book.previous.as_str()) {
+            (false, told) => told.to_owned(),
+            (true, "") => "the hardware watchdog reset the machine".to_owned(),
+            (true, told) => format!("{told} (the hardware watchdog reset the machine)"),
+        }
+    }
+
     fn boot_info(&self) -> BootInfo {
         let cmdline = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
-        let hash = crate::initrd::RootHash::from_cmdline(&cmdline).ok().filter(|_| !self.container);
-        let slot = match self.origin.as_str() {
+        let hash = crate::initrd::RootHash::from_cmdline(&cmdline).ok().filter(|_| !self.book.container);
+        let slot = match self.book.origin.as_str() {
             "a" => Slot::A,
             "b" => Slot::B,
             "network" => Slot::Network,
@@ -115,7 +138,8 @@ impl Core {
             root_hash: hash.map(|hash| hash.bytes()),
             slot,
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
-            marks: self.marks.clone(),
+            marks: self.book.marks.clone(),
+            previous: self.previous(),
         }
     }
 }

@@ -7,13 +7,15 @@ use dyad_sys::fault;
 use dyad_sys::spawn::{KEPT_FD_MIN, adopt};
 use rustix::fs::{Mode, OFlags};
 
-use super::book::{BookError, Memory, Saved};
-use super::bound::{Bound, Stored};
+use super::book::{BookError, Header, Memory, Saved};
+use super::bound::{Bound, STORED_MAX, Stored};
 use super::{Core, StartError, shutdown};
 use crate::log::{critical, error, warning};
 use crate::services::Event;
-use crate::{boot, log};
+use crate::{boot, cgroup, log};
 
+/// Re-execs in a row after which the image's own binary goes on.
+const STREAK_FALL_BACK: u32 = 3;
 /// Re-execs in a row after which the machine is shut down in order.
 const STREAK_SHUTDOWN: u32 = 16;
 /// And after which it is reset at once.
@@ -35,8 +37,15 @@ pub(crate) enum ResumeError {
 }
 
 /// Installs panic hook and fault handlers: from here on a bug in PID 1 costs milliseconds.
-pub(super) fn arm(memory: &Memory) -> std::io::Result<()> {
-    let binary = rustix::fs::open("/proc/self/exe", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+pub(super) fn arm(memory: &Memory, streak: u32) -> std::io::Result<()> {
+    // A new binary that does not get on its feet makes way for the image's own.
+    let path = if streak < STREAK_FALL_BACK { "/proc/self/exe" } else { super::jobs::SELF };
+    let binary = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    arm_with(memory, binary)
+}
+
+/// [`arm`], with the binary that is to go on.
+pub(super) fn arm_with(memory: &Memory, binary: OwnedFd) -> std::io::Result<()> {
     let argv =
         ["init", "--resume", &memory.number().to_string()].map(|word| CString::new(word).unwrap_or_default());
     fault::install(binary, argv.to_vec(), memory.number(), super::book::CAUSE_AT)?;
@@ -46,6 +55,49 @@ pub(super) fn arm(memory: &Memory) -> std::io::Result<()> {
         let _ = fault::reexec(fault::CAUSE_PANIC);
     }));
     Ok(())
+}
+
+/// Descriptors of the former image, in the order of the book.
+struct Taken {
+    watchdog: Option<OwnedFd>,
+    clients: Vec<Option<OwnedFd>>,
+    pipes: Vec<(Option<OwnedFd>, Option<OwnedFd>)>,
+}
+
+/// Takes over every descriptor that is written down, and closes what the former image had open beside: its peers see an
+/// end. Before anything else is opened, because from then on a number may mean something new.
+fn take(saved: &Saved, memory: RawFd) -> Result<(Bound, Taken), ResumeError> {
+    let own = |fd: RawFd| adopt(fd).ok_or(ResumeError::Descriptor(fd));
+    let mut known = vec![saved.notify, saved.control, saved.watchdog, memory];
+    let mut sockets = Vec::with_capacity(saved.sockets.len());
+    for (service, name, fd) in &saved.sockets {
+        known.push(*fd);
+        sockets.push((*service, name.clone(), own(*fd)?));
+    }
+    let mut stored = Vec::with_capacity(STORED_MAX);
+    for (service, name, fd) in &saved.stored {
+        known.push(*fd);
+        stored.push(adopt(*fd).map(|fd| Stored::new(*service, name, fd)));
+    }
+    known.extend(saved.clients.iter().map(|(_, fd, ..)| *fd));
+    known.extend(saved.jobs.iter().flat_map(|job| [job.out.0, job.err.0]));
+    let bound = Bound { notify: own(saved.notify)?, control: own(saved.control)?, sockets, stored };
+    let taken = Taken {
+        watchdog: adopt(saved.watchdog),
+        clients: saved.clients.iter().map(|(_, fd, ..)| adopt(*fd)).collect(),
+        pipes: saved.jobs.iter().map(|job| (adopt(job.out.0), adopt(job.err.0))).collect(),
+    };
+    let numbers: Vec<RawFd> = std::fs::read_dir("/proc/self/fd")
+        .map(|entries| {
+            entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+        })
+        .unwrap_or_default();
+    for number in numbers {
+        if number >= KEPT_FD_MIN && !known.contains(&number) {
+            drop(adopt(number));
+        }
+    }
+    Ok((bound, taken))
 }
 
 impl Core {
@@ -61,57 +113,48 @@ impl Core {
         if !saved.container {
             log::open();
         }
-        let own = |fd: RawFd| adopt(fd).ok_or(ResumeError::Descriptor(fd));
-        let mut sockets = Vec::with_capacity(saved.sockets.len());
-        for (service, name, fd) in &saved.sockets {
-            sockets.push((*service, name.clone(), own(*fd)?));
-        }
-        let mut stored = Vec::with_capacity(saved.stored.len());
-        for (service, name, fd) in &saved.stored {
-            stored.push(adopt(*fd).map(|fd| Stored { service: *service, name: name.clone(), fd }));
-        }
-        let bound = Bound { notify: own(saved.notify)?, control: own(saved.control)?, sockets, stored };
-        arm(&memory).map_err(|e| StartError::Bind { path: "the fault handlers".to_owned(), source: e })?;
+        let (bound, taken) = take(&saved, number)?;
+        arm(&memory, header.streak)
+            .map_err(|e| StartError::Bind { path: "the fault handlers".to_owned(), source: e })?;
         let mut core = Self::assemble(table, saved.container, header.boot_id, memory, bound)?;
-        core.take_up(saved, header.client)?;
+        core.take_up(saved, &header, taken)?;
         core.save();
         let cause = match header.cause {
             fault::CAUSE_PANIC => "a panic".to_owned(),
             fault::CAUSE_UPGRADE => "an upgrade".to_owned(),
             signal => format!("signal {signal}"),
         };
-        error!("PID 1: executed itself again after {cause}; {} times since boot", core.reexecs);
+        error!("PID 1: executed itself again after {cause}; {} times since boot", core.book.reexecs);
         if header.streak >= STREAK_SHUTDOWN {
             core.begin_shutdown(shutdown::REBOOT, "PID 1 cannot make progress");
         }
         Ok(core)
     }
 
-    fn take_up(&mut self, saved: Saved, answering: Option<u16>) -> Result<(), ResumeError> {
-        self.origin = saved.origin;
-        self.reexecs = saved.reexecs.saturating_add(1);
-        self.phases = saved.phases;
-        self.marks = saved.marks;
-        self.shutdown = saved.shutdown;
+    fn take_up(&mut self, saved: Saved, header: &Header, taken: Taken) -> Result<(), ResumeError> {
+        let (clients, jobs) = (saved.clients.clone(), saved.jobs.clone());
         self.machine.restore_phases(saved.phases_done, saved.shutting_down);
-        self.fence.restore(saved.fence_deadline_ns, saved.fence_gone_by_ns, adopt(saved.watchdog));
+        let (deadline, gone_by) = self.memory.load_fence().map_err(BookError::Read)?;
+        self.fence.restore(deadline, gone_by, taken.watchdog);
+        self.book = saved;
+        self.book.reexecs = self.book.reexecs.saturating_add(1);
+        self.meter.fault_ns = Some(header.fault_ns);
         self.watch_stored();
-        for (at, fd, subscribed, missed) in saved.clients {
-            if let Some(fd) = adopt(fd) {
+        for ((at, _, subscribed, missed), fd) in clients.into_iter().zip(taken.clients) {
+            if let Some(fd) = fd {
                 self.take_client(at, fd, subscribed, missed);
             }
         }
-        for job in saved.jobs {
-            self.take_job(job);
+        for (job, pipes) in jobs.into_iter().zip(taken.pipes) {
+            self.take_job(job, pipes);
         }
-        self.close_strays();
         for id in self.machine.ids() {
             let slot = self.memory.load_slot(id)?;
-            self.logged[usize::from(id)] = slot.state;
             self.machine.restore(id, slot);
+            self.refresh_status(id);
         }
         // A request that was cut off has no answer: its client sees the connection end and asks again.
-        if let Some(client) = answering {
+        if let Some(client) = header.client {
             warning!("control socket: the request of a client was cut off");
             self.drop_client(client);
         }
@@ -119,8 +162,10 @@ impl Core {
         Ok(())
     }
 
-    /// A service that was about to be started either has a process in its cgroup now, or is started.
+    /// A service that was about to be started either has a process in its cgroup now, or had one that has ended, or is
+    /// started.
     fn repeat_spawns(&mut self) {
+        self.find_ended();
         for id in self.machine.ids() {
             let slot = self.machine.slot(id);
             if slot.state != dyad_api::control::ServiceState::Starting || slot.pid != 0 {
@@ -137,65 +182,52 @@ impl Core {
         }
     }
 
-    /// Closes what the former image had open and not yet written down: its peers see an end.
-    fn close_strays(&self) {
-        let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return };
-        let numbers: Vec<RawFd> =
-            entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-        let known = self.numbers();
-        for number in numbers {
-            if number >= KEPT_FD_MIN && !known.contains(&number) {
-                drop(adopt(number));
+    /// Children that were started and ended before their service knew of them: their status is not to be lost.
+    fn find_ended(&mut self) {
+        let children = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+        for pid in children.split_ascii_whitespace().filter_map(|word| word.parse().ok()) {
+            let mut name = [0; 128];
+            let Some(id) = cgroup::service_of(pid, &mut name).and_then(|name| self.machine.find(name)) else {
+                continue;
+            };
+            let slot = self.machine.slot(id);
+            let is_new = slot.state == dyad_api::control::ServiceState::Starting && slot.pid == 0;
+            if is_new && cgroup::has_ended(pid) {
+                self.step(Event::Spawned(id, pid));
             }
         }
     }
 
-    /// Descriptors that are written down.
-    fn numbers(&self) -> Vec<RawFd> {
-        let book = self.saved();
-        let mut numbers = vec![book.notify, book.control, book.watchdog, self.memory.number()];
-        numbers.extend(book.sockets.iter().map(|(.., fd)| *fd));
-        numbers.extend(book.stored.iter().map(|(.., fd)| *fd));
-        numbers.extend(book.clients.iter().map(|(_, fd, ..)| *fd));
-        numbers.extend(book.jobs.iter().flat_map(|job| [job.out.0, job.err.0]));
-        numbers
-    }
-
     /// Writes the book. Memory that cannot be written is told; nothing else depends on it until the next crash.
     pub(super) fn save(&mut self) {
-        let book = self.saved();
-        if let Err(error) = self.memory.save_book(&book) {
+        self.meter.passage();
+        self.refresh_book();
+        if let Err(error) = self.memory.save_book(&self.book) {
             error!("PID 1: cannot write its state: {error}");
         }
+        self.meter.passage();
     }
 
-    fn saved(&self) -> Saved {
+    /// Brings the book up to date, in the memory that it has already.
+    fn refresh_book(&mut self) {
         let raw = |fd: &OwnedFd| fd.as_raw_fd();
-        let (fence_deadline_ns, fence_gone_by_ns) = self.fence.deadlines();
-        Saved {
-            container: self.container,
-            origin: self.origin.clone(),
-            reexecs: self.reexecs,
-            phases_done: self.machine.phases_done(),
-            shutting_down: self.machine.is_shutting_down(),
-            shutdown: self.shutdown.clone(),
-            phases: self.phases.clone(),
-            marks: self.marks.clone(),
-            fence_deadline_ns,
-            fence_gone_by_ns,
-            watchdog: self.fence.watchdog.as_ref().map_or(-1, |watchdog| watchdog.as_fd().as_raw_fd()),
-            notify: raw(&self.bound.notify),
-            control: raw(&self.bound.control),
-            sockets: self.bound.sockets.iter().map(|(id, name, fd)| (*id, name.clone(), raw(fd))).collect(),
-            stored: self
-                .bound
-                .stored
-                .iter()
-                .flatten()
-                .map(|stored| (stored.service, stored.name.clone(), raw(&stored.fd)))
-                .collect(),
-            clients: self.saved_clients(),
-            jobs: self.saved_jobs(),
+        // Out of the way, because what follows is read from all of PID 1.
+        let mut book = std::mem::take(&mut self.book);
+        book.phases_done = self.machine.phases_done();
+        book.shutting_down = self.machine.is_shutting_down();
+        book.watchdog = self.fence.watchdog.as_ref().map_or(-1, |watchdog| watchdog.as_fd().as_raw_fd());
+        book.notify = raw(&self.bound.notify);
+        book.control = raw(&self.bound.control);
+        if book.sockets.is_empty() {
+            // Bound once.
+            book.sockets.extend(self.bound.sockets.iter().map(|(id, name, fd)| (*id, name.clone(), raw(fd))));
         }
+        book.stored.clear();
+        book.stored.extend(self.bound.stored.iter().flatten().map(Stored::saved));
+        book.clients.clear();
+        book.clients.extend(self.saved_clients());
+        book.jobs.clear();
+        book.jobs.extend(self.saved_jobs());
+        self.book = book;
     }
 }

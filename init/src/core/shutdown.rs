@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{Core, jobs};
 use crate::clock;
 use crate::log::{critical, error, info, warning};
+use crate::record::Record;
 use crate::services::Event;
 
 /// What comes after the last step.
@@ -28,6 +29,8 @@ enum Work {
     SignalAll(i32),
     /// A helper process (`init --phase NAME`).
     Helper,
+    /// The same, for the record of how the boot ended: everything is stopped in order.
+    Record,
     /// Reboot or power off.
     Reset,
 }
@@ -40,10 +43,11 @@ struct Step {
 }
 
 /// The order of a shutdown.
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 8] = [
     Step { name: "services", deadline_ms: 90_000, work: Work::StopServices },
     Step { name: "terminate", deadline_ms: 3_000, work: Work::SignalAll(nix::libc::SIGTERM) },
     Step { name: "kill", deadline_ms: 3_000, work: Work::SignalAll(nix::libc::SIGKILL) },
+    Step { name: "record", deadline_ms: 5_000, work: Work::Record },
     Step { name: "teardown", deadline_ms: 30_000, work: Work::Helper },
     Step { name: "unmount", deadline_ms: 15_000, work: Work::Helper },
     Step { name: "sync", deadline_ms: 30_000, work: Work::Helper },
@@ -59,6 +63,7 @@ const IMPATIENT_PRESSES: u8 = 7;
 pub(super) struct Progress {
     how: How,
     step: usize,
+    reason: String,
     began_ms: u64,
     pub(super) deadline_ms: u64,
     presses: (u8, u64),
@@ -67,14 +72,18 @@ pub(super) struct Progress {
 impl Core {
     /// Begins an ordered shutdown; a second call changes nothing.
     pub(super) fn begin_shutdown(&mut self, how: How, reason: &str) {
-        if self.shutdown.is_some() {
+        if self.book.shutdown.is_some() {
             return;
         }
         let what = if how == How::Reboot { "reboot" } else { "power off" };
         warning!("shutdown: {what}: {reason}");
         let now = clock::boot_ms();
-        self.shutdown = Some(Progress { how, step: 0, began_ms: now, deadline_ms: now, presses: (0, now) });
-        self.tell(&Told::ShuttingDown);
+        let reason = format!("{what}: {reason}");
+        self.record(&Record::Begun(reason.clone()));
+        let presses = (0, now);
+        self.book.shutdown =
+            Some(Progress { how, step: 0, reason, began_ms: now, deadline_ms: now, presses });
+        self.tell(Told::ShuttingDown);
         // A deadline of the supervisor's means nothing any more: writers stop now, in order.
         self.fence.arm(None);
         self.begin_step(now);
@@ -84,7 +93,7 @@ impl Core {
     pub(super) fn ctrl_alt_del(&mut self) {
         self.begin_shutdown(How::Reboot, "Ctrl-Alt-Del");
         let now = clock::boot_ms();
-        let Some(progress) = &mut self.shutdown else { return };
+        let Some(progress) = &mut self.book.shutdown else { return };
         let (presses, since) = progress.presses;
         progress.presses = if now - since > IMPATIENT_MS { (1, now) } else { (presses + 1, since) };
         if progress.presses.0 >= IMPATIENT_PRESSES {
@@ -94,7 +103,7 @@ impl Core {
     }
 
     fn begin_step(&mut self, now: u64) {
-        let Some(progress) = &mut self.shutdown else { return };
+        let Some(progress) = &mut self.book.shutdown else { return };
         let step = &STEPS[progress.step];
         progress.deadline_ms = now + u64::from(step.deadline_ms);
         self.save();
@@ -110,9 +119,13 @@ impl Core {
                 }
             }
             Work::Helper => {
-                if let Err(error) = self.start_helper(step.name, jobs::Kind::Step, step.deadline_ms) {
+                if let Err(error) = self.start_helper(&[step.name], jobs::Kind::Step, step.deadline_ms) {
                     error!("shutdown: {}: cannot start its helper: {error}", step.name);
                 }
+            }
+            Work::Record => {
+                let reason = self.book.shutdown.as_ref().map_or(String::new(), |p| p.reason.clone());
+                self.record(&Record::Done(reason));
             }
             Work::Reset => self.reset(),
         }
@@ -122,14 +135,15 @@ impl Core {
         match work {
             Work::StopServices => self.machine.is_quiet(),
             Work::SignalAll(_) => matches!(signals::peek(), Ok(Children::None)),
-            Work::Helper => !self.jobs.runs_step(),
+            Work::Helper => !self.jobs.runs(jobs::Kind::Step),
+            Work::Record => self.book.record.is_none() && !self.jobs.runs(jobs::Kind::Record),
             Work::Reset => false,
         }
     }
 
     /// Goes on to the next step when this one is done, or late.
     pub(super) fn settle_shutdown(&mut self, now: u64) {
-        while let Some(progress) = &self.shutdown {
+        while let Some(progress) = &self.book.shutdown {
             let step = &STEPS[progress.step];
             let late = now >= progress.deadline_ms;
             if !late && !self.step_done(step.work) {
@@ -140,12 +154,12 @@ impl Core {
             }
             let mut next = progress.step + 1;
             // A container's file systems and disks belong to its host.
-            while self.container && next < STEPS.len() && STEPS[next].work == Work::Helper {
+            while self.book.container && next < STEPS.len() && STEPS[next].work == Work::Helper {
                 next += 1;
             }
             // A reset that came back is tried again.
             let next = next.min(STEPS.len() - 1);
-            if let Some(progress) = &mut self.shutdown {
+            if let Some(progress) = &mut self.book.shutdown {
                 progress.step = next;
             }
             self.begin_step(now);
@@ -153,7 +167,7 @@ impl Core {
     }
 
     fn reset(&mut self) {
-        let Some(progress) = &self.shutdown else { return };
+        let Some(progress) = &self.book.shutdown else { return };
         let took = clock::boot_ms().saturating_sub(progress.began_ms);
         info!("shutdown: complete {}.{:03}s", took / 1000, took % 1000);
         let command = match progress.how {
@@ -174,7 +188,12 @@ mod tests {
     fn the_order_is_safe() {
         let at = |name: &str| STEPS.iter().position(|step| step.name == name).expect("a step");
         assert!(at("services") < at("terminate") && at("terminate") < at("kill"));
-        assert!(at("kill") < at("teardown") && at("teardown") < at("unmount") && at("unmount") < at("sync"));
+        assert!(
+            at("kill") < at("record")
+                && at("record") < at("teardown")
+                && at("teardown") < at("unmount")
+                && at("unmount") < at("sync")
+        );
         assert_eq!(at("reset"), STEPS.len() - 1);
         assert!(STEPS.iter().all(|step| step.deadline_ms > 0));
         // The sum is what an operator waits at most.

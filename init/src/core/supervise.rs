@@ -1,6 +1,8 @@
 //! Carrying out what the services' state machine decides.
 
-use dyad_api::control::{Event as Told, ExitStatus, ServiceState, ServiceStatus};
+use std::fmt::{self, Display, Formatter, Write as _};
+
+use dyad_api::control::{ExitStatus, ServiceState, ServiceStatus};
 use rustix::fd::{AsFd, BorrowedFd};
 
 use super::Core;
@@ -14,12 +16,15 @@ impl Core {
     pub(super) fn step(&mut self, event: Event) {
         let mut next = Some(event);
         // What an action brings about at once is the next event: a spawn either worked or not.
-        let mut queue: std::collections::VecDeque<Event> = std::collections::VecDeque::new();
-        while let Some(event) = next.take().or_else(|| queue.pop_front()) {
+        while let Some(event) = next.take().or_else(|| self.queue.pop_front()) {
+            self.meter.passage();
             let actions = self.machine.step(clock::boot_ms(), event);
             for action in &actions {
                 match *action {
-                    Action::Spawn(id) => queue.push_back(self.spawn_service(id)),
+                    Action::Spawn(id) => {
+                        let event = self.spawn_service(id);
+                        self.queue.push_back(event);
+                    }
                     Action::Signal(id, pid, signal) => self.signal_main(id, pid, signal),
                     Action::KillGroup(id) => self.kill_group(id),
                     Action::Changed(id) => self.changed(id),
@@ -31,7 +36,7 @@ impl Core {
 
     pub(super) fn spawn_service(&mut self, id: Id) -> Event {
         let spec = &self.machine.specs()[usize::from(id)];
-        match self.slice.fresh_group(&format!("{}.service", spec.name)) {
+        match self.slice.fresh_group(&self.group_names[usize::from(id)]) {
             Ok(group) => self.groups[usize::from(id)] = group,
             Err(errno) => {
                 error!("service {}: cannot make its cgroup: {errno}", spec.name);
@@ -39,15 +44,6 @@ impl Core {
             }
         }
         let owns_journal = spec.sockets.iter().any(|socket| socket.path == JOURNAL_STREAM);
-        let mut listen: Vec<(BorrowedFd<'_>, &str)> = Vec::new();
-        for (owner, name, fd) in &self.bound.sockets {
-            if *owner == id {
-                listen.push((fd.as_fd(), name));
-            }
-        }
-        for stored in self.bound.stored.iter().flatten().filter(|stored| stored.service == id) {
-            listen.push((stored.fd.as_fd(), &stored.name));
-        }
         let program = Program {
             exec: &spec.exec,
             env: &spec.env,
@@ -60,12 +56,17 @@ impl Core {
             oom_score_adj: spec.oom_score_adj,
             no_new_privs: spec.no_new_privs,
             output: if owns_journal { Output::Kernel } else { Output::Journal(&spec.name, spec.console) },
-            listen: &listen,
+            listen: &[],
             notify: true,
             watchdog_ms: spec.watchdog_ms,
         };
         let group = self.groups[usize::from(id)].fd();
-        match dyad_sys::spawn::spawn(Some(group), || exec::become_program(&program)) {
+        // The list is made in the child, where allocating costs this process nothing.
+        let child = || {
+            let listen = self.listen_fds(id);
+            exec::become_program(&Program { listen: &listen, ..program })
+        };
+        match dyad_sys::spawn::spawn(Some(group), child) {
             Ok(pid) => Event::Spawned(id, pid),
             Err(error) => {
                 error!("service {}: cannot start a process: {error}", spec.name);
@@ -74,8 +75,17 @@ impl Core {
         }
     }
 
+    /// Sockets and stored descriptors of a service.
+    fn listen_fds(&self, id: Id) -> Vec<(BorrowedFd<'_>, &str)> {
+        let sockets = self.bound.sockets.iter().filter(|(owner, ..)| *owner == id);
+        let stored = self.bound.stored.iter().flatten().filter(|stored| stored.service == id);
+        let sockets = sockets.map(|(_, name, fd)| (fd.as_fd(), name.as_str()));
+        sockets.chain(stored.map(|stored| (stored.fd.as_fd(), stored.name()))).collect()
+    }
+
     /// Writes a service's state down.
-    pub(super) fn save_slot(&self, id: Id) {
+    pub(super) fn save_slot(&mut self, id: Id) {
+        self.meter.passage();
         if let Err(error) = self.memory.save_slot(id, self.machine.slot(id)) {
             error!("PID 1: cannot write its state: {error}");
         }
@@ -101,11 +111,13 @@ impl Core {
 
     fn changed(&mut self, id: Id) {
         self.save_slot(id);
-        let status = self.status(id);
-        if std::mem::replace(&mut self.logged[usize::from(id)], status.state) != status.state {
-            log_state(&status);
+        let before = self.statuses[usize::from(id)].state;
+        self.refresh_status(id);
+        let status = &self.statuses[usize::from(id)];
+        if before != status.state {
+            log_state(status);
         }
-        self.tell(&Told::Service(status));
+        self.tell_service(id);
     }
 
     /// Tells the machine which cgroups have become empty.
@@ -128,18 +140,20 @@ impl Core {
             })
     }
 
-    /// The state of a service as the control protocol tells it.
-    pub(super) fn status(&self, id: Id) -> ServiceStatus {
+    /// Brings the state of a service as the control protocol tells it up to date.
+    pub(super) fn refresh_status(&mut self, id: Id) {
+        let mut note = std::mem::take(&mut self.statuses[usize::from(id)].note);
+        note.clear();
         let slot = self.machine.slot(id);
-        let name = |id: Id| self.machine.specs()[usize::from(id)].name.as_str();
-        let note = match slot.why {
-            Why::Nothing => slot.note().to_owned(),
-            Why::WaitsFor(on) => format!("waits for {}", name(on)),
-            Why::WaitsForPhases => "waits for the early boot phases".to_owned(),
-            Why::PhaseFailed(at) => format!("phase {} failed", self.phase_name(at)),
-            Why::StartTimeout => "was not ready within its start timeout".to_owned(),
-            Why::Silent => "sent no WATCHDOG=1 in time".to_owned(),
-            Why::Unkillable => "has processes that SIGKILL does not end".to_owned(),
+        // Writing to a string cannot fail.
+        let _ = match slot.why {
+            Why::Nothing => note.write_str(slot.note()),
+            Why::WaitsFor(on) => write!(note, "waits for {}", self.machine.specs()[usize::from(on)].name),
+            Why::WaitsForPhases => note.write_str("waits for the early boot phases"),
+            Why::PhaseFailed(at) => write!(note, "phase {} failed", self.phase_name(at)),
+            Why::StartTimeout => note.write_str("was not ready within its start timeout"),
+            Why::Silent => note.write_str("sent no WATCHDOG=1 in time"),
+            Why::Unkillable => note.write_str("has processes that SIGKILL does not end"),
         };
         let last_exit = match slot.last {
             Ended::Never => None,
@@ -153,27 +167,25 @@ impl Core {
                 Some(ExitStatus::NotStarted(std::io::Error::from_raw_os_error(errno).to_string()))
             }
         };
-        ServiceStatus {
-            name: name(id).to_owned(),
-            state: slot.state,
-            pid: slot.pid,
-            since_ms: slot.since_ms,
-            ready_after_ms: slot.ready_after_ms,
-            restarts: slot.restarts,
-            last_exit,
-            note,
-        }
+        let status = &mut self.statuses[usize::from(id)];
+        status.state = slot.state;
+        status.pid = slot.pid;
+        status.since_ms = slot.since_ms;
+        status.ready_after_ms = slot.ready_after_ms;
+        status.restarts = slot.restarts;
+        status.last_exit = last_exit;
+        status.note = note;
     }
 
     fn phase_name(&self, at: u8) -> &str {
-        self.phases.get(usize::from(at)).map_or("", |phase| phase.name.as_str())
+        self.book.phases.get(usize::from(at)).map_or("", |phase| phase.name.as_str())
     }
 }
 
 /// One line for a state that somebody reading the log wants to know of.
 fn log_state(status: &ServiceStatus) {
     let name = &status.name;
-    let ended = status.last_exit.as_ref().map_or_else(|| "not started".to_owned(), describe);
+    let ended = Ending(status.last_exit.as_ref());
     match status.state {
         ServiceState::Ready => info!("service {name}: ready after {} ms", status.ready_after_ms),
         ServiceState::Done => info!("service {name}: done after {} ms", status.ready_after_ms),
@@ -184,11 +196,17 @@ fn log_state(status: &ServiceStatus) {
     }
 }
 
-fn describe(exit: &ExitStatus) -> String {
-    match exit {
-        ExitStatus::Exited(status) => format!("ended with status {status}"),
-        ExitStatus::Signaled(signal) => format!("ended by signal {signal}"),
-        ExitStatus::DeadlinePassed => "killed, its time was up".to_owned(),
-        ExitStatus::NotStarted(reason) => format!("not started: {reason}"),
+/// How a process ended, in words.
+struct Ending<'a>(Option<&'a ExitStatus>);
+
+impl Display for Ending<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            None => f.write_str("not started"),
+            Some(ExitStatus::Exited(status)) => write!(f, "ended with status {status}"),
+            Some(ExitStatus::Signaled(signal)) => write!(f, "ended by signal {signal}"),
+            Some(ExitStatus::DeadlinePassed) => f.write_str("killed, its time was up"),
+            Some(ExitStatus::NotStarted(reason)) => write!(f, "not started: {reason}"),
+        }
     }
 }

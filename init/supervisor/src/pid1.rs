@@ -322,7 +322,9 @@ fn show(what: &'static str, result: Result<Answer, Refusal>, view: &watch::Sende
         }),
         Ok(Answer::Phases(phases)) => view.send_modify(|view| view.phases = phases),
         Ok(Answer::BootInfo(boot)) => view.send_modify(|view| view.boot = Some(boot)),
-        Ok(Answer::Hello { .. } | Answer::Accepted | Answer::Finished(_)) => {}
+        Ok(
+            Answer::Hello { .. } | Answer::Accepted | Answer::Finished(_) | Answer::Stats(_) | Answer::Log(_),
+        ) => {}
         Err(refusal) => tracing::error!(%refusal, what, "PID 1 refused a question"),
     }
 }

@@ -13,6 +13,8 @@ pub const FAULTS: [i32; 7] =
     [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGTRAP, libc::SIGSYS];
 
 const STACK_BYTES: usize = 64 * 1024;
+/// Bytes that are noted before the binary is executed: cause and time.
+pub const NOTE_BYTES: usize = 12;
 
 /// Everything the handler needs; made once and leaked, because a handler may run at any time.
 struct Plan {
@@ -30,7 +32,8 @@ static NOTE_FD: AtomicI32 = AtomicI32::new(-1);
 static NOTE_AT: AtomicI32 = AtomicI32::new(0);
 
 /// Installs the handlers. After a fault `binary` is executed with `argv` and an empty environment; before that the
-/// signal's number is written (4 bytes, little endian) at `note_at` of `note_fd`, which must stay open.
+/// signal's number (4 bytes) and CLOCK_BOOTTIME in nanoseconds (8 bytes), little endian, are written at `note_at` of
+/// `note_fd`, which must stay open.
 pub fn install(binary: OwnedFd, argv: Vec<CString>, note_fd: RawFd, note_at: u32) -> io::Result<()> {
     let mut pointers: Vec<_> = argv.iter().map(|s| s.as_ptr()).collect();
     pointers.push(std::ptr::null());
@@ -68,7 +71,12 @@ pub fn reexec(cause: i32) -> io::Error {
     if plan.is_null() || OWNER.load(Ordering::Relaxed) != unsafe { libc::getpid() } as u32 {
         return io::Error::from_raw_os_error(libc::EPERM);
     }
-    let note = cause.to_le_bytes();
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is writable; the call is async-signal-safe.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
+    let mut note = [0; NOTE_BYTES];
+    note[..4].copy_from_slice(&cause.to_le_bytes());
+    note[4..].copy_from_slice(&(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64).to_le_bytes());
     // SAFETY: `note` lives through the call; a bad descriptor is answered with an error.
     unsafe {
         libc::pwrite(
@@ -121,6 +129,8 @@ pub enum Injection {
     IllegalInstruction,
     /// An allocation that cannot succeed.
     Allocation,
+    /// Nothing goes on any more, and nothing ends it.
+    Freeze,
 }
 
 /// Makes the fault happen.
@@ -141,6 +151,9 @@ pub fn inject(what: Injection) {
         Injection::Allocation => {
             std::alloc::handle_alloc_error(std::alloc::Layout::new::<[u8; 1 << 30]>());
         }
+        Injection::Freeze => loop {
+            std::thread::park();
+        },
     }
 }
 

@@ -4,6 +4,7 @@
 pub mod block;
 pub mod dm;
 pub mod fault;
+pub mod heap;
 pub mod loopdev;
 pub mod signals;
 pub mod spawn;

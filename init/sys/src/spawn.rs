@@ -56,9 +56,10 @@ pub fn spawn(cgroup: Option<BorrowedFd<'_>>, child: impl FnOnce() -> i32) -> io:
     }
 }
 
-/// Whether this process has one thread only. Where /proc is not mounted yet nobody started one.
+/// Whether this process has one thread only: `task` has a link from itself, one from its parent and one a thread. Where
+/// /proc is not mounted yet nobody started one.
 fn single_threaded() -> bool {
-    std::fs::read_dir("/proc/self/task").map_or(true, |tasks| tasks.count() <= 1)
+    rustix::fs::stat("/proc/self/task").map_or(true, |task| task.st_nlink <= 3)
 }
 
 /// In a child: makes `fds` the descriptors 0, 1, 2, ... in this order and closes all others.

@@ -63,9 +63,10 @@ fn subject(name: &str, round: &str, pid: &str, state: &str) -> ExitCode {
     let memory = File::from(memory);
     if round > 0 {
         assert_eq!(pid.parse(), Ok(me), "the process is the same");
-        let mut note = [0; 4];
+        let mut note = [0; fault::NOTE_BYTES];
         std::os::unix::fs::FileExt::read_exact_at(&memory, &mut note, u64::from(NOTE_AT)).expect("note");
-        assert_eq!(i32::from_le_bytes(note), cause, "the cause was noted");
+        assert_eq!(note[..4], cause.to_le_bytes(), "the cause was noted");
+        assert_ne!(note[4..], [0; 8], "and its time");
     }
     if round == ROUNDS {
         println!("survived");

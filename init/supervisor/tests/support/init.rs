@@ -184,6 +184,7 @@ impl TestInit {
                 slot: Slot::Other,
                 kernel: "none".into(),
                 marks: vec![("kernel".into(), 1)],
+                previous: String::new(),
             })),
             Call::Start { .. } => self.start_service(),
             Call::Stop { .. } => {

@@ -1,0 +1,164 @@
+//! PID 1 fails in every way at many places under 500 services, and nobody notices.
+
+use std::fs;
+
+use dyad_api::control::{Answer, Call, ExitStatus, Fault, Finished, Oneshot, Refusal, ServiceState};
+use dyad_spec::compiled::Service;
+
+use crate::support::{Client, Container, inside, pause, service, wait_for, zombies};
+
+const QUIET: usize = 460;
+/// Services that end by themselves again and again, with a status that must not be lost.
+const BUSY: usize = 40;
+const FAULTS: [Fault; 6] = [
+    Fault::Panic,
+    Fault::Abort,
+    Fault::StackOverflow,
+    Fault::NullWrite,
+    Fault::IllegalInstruction,
+    Fault::Allocation,
+];
+const ROUNDS: u32 = 204;
+/// Places where PID 1 writes something down that lie between two faults, at most.
+const PASSAGES_MAX: u64 = 200;
+/// Status of every end that PID 1 must hear of.
+const STATUS: i32 = 7;
+
+fn services() -> Vec<Service> {
+    let mut all: Vec<Service> =
+        (0..QUIET).map(|n| service(&format!("s{n}"), "exec /bin/busybox sleep 100000")).collect();
+    for n in 0..BUSY {
+        let script = format!(
+            "echo >> /tmp/starts.{n}; [ -e /tmp/halt ] && exec /bin/busybox sleep 100000; \
+             /bin/busybox sleep 0.{}; exit {STATUS}",
+            3 + n % 7
+        );
+        let mut busy = service(&format!("busy{n}"), &script);
+        busy.restart_min_ms = 100;
+        busy.restart_max_ms = 100;
+        all.push(busy);
+    }
+    all
+}
+
+/// xorshift64: the same places in every run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}
+
+/// Injects one fault and waits until PID 1 is back; the time that took in microseconds.
+fn one(client: &mut Client, container: &Container, fault: Fault, after: u32) -> u32 {
+    let before = client.stats().reexecs;
+    client.ask(Call::Inject { fault, after });
+    wait_for("another life", || {
+        // A connection whose request was being answered is cut, and made again.
+        match client.call(Call::Stats) {
+            Ok(Ok(Answer::Stats(stats))) => Some(stats.recovery_us).filter(|us| stats.reexecs > before && *us > 0),
+            Ok(other) => panic!("{other:?}"),
+            Err(_) => {
+                *client = Client::connect(container);
+                None
+            }
+        }
+    })
+}
+
+/// A program that runs across the faults; its end is told to whoever asked.
+fn oneshots(container: &Container) -> (u32, u32) {
+    let (mut told, mut cut) = (0, 0);
+    let mut client = Client::connect(container);
+    while !inside(container, "/tmp/halt").exists() {
+        let wanted = Oneshot {
+            name: "across".into(),
+            exec: ["/bin/busybox", "sh", "-c", "echo begun; sleep 0.2; exit 5"].map(str::to_owned).to_vec(),
+            env: vec![],
+            uid: 0,
+            gid: 0,
+            cwd: "/".into(),
+            deadline_ms: 60_000,
+            capture_max: 100,
+        };
+        match client.call(Call::RunOneshot(wanted)) {
+            Ok(Ok(Answer::Finished(Finished { status, stdout, .. }))) => {
+                assert_eq!((status, stdout.as_slice()), (ExitStatus::Exited(5), &b"begun\n"[..]));
+                told += 1;
+            }
+            // What the cut connection had started is being killed.
+            Ok(Err(Refusal::Busy(_))) => pause(20),
+            Ok(other) => panic!("{other:?}"),
+            Err(_) => {
+                cut += 1;
+                client = Client::connect(container);
+            }
+        }
+    }
+    (told, cut)
+}
+
+#[test]
+#[ignore = "run in a guest by tests/vm"]
+fn five_hundred_services_do_not_notice_faults() {
+    let container = Container::start(services(), &[]);
+    let mut client = Client::connect(&container);
+    let quiet = |client: &mut Client| {
+        let mut list = client.services();
+        list.retain(|s| s.name.starts_with('s'));
+        list
+    };
+    let before = wait_for("all services ready", || {
+        Some(quiet(&mut client)).filter(|list| list.iter().all(|s| s.state == ServiceState::Ready))
+    });
+    let mut random = Random(0x5eed);
+    let (mut times, (told, cut)) = std::thread::scope(|scope| {
+        let across = scope.spawn(|| oneshots(&container));
+        let times: Vec<u32> = (0..ROUNDS)
+            .map(|n| {
+                let after = random.below(PASSAGES_MAX) as u32;
+                one(&mut client, &container, FAULTS[n as usize % FAULTS.len()], after)
+            })
+            .collect();
+        fs::write(inside(&container, "/tmp/halt"), "").expect("the container's /tmp");
+        (times, across.join().expect("all one-shots were told"))
+    });
+    let list = wait_for("rest", || {
+        let busy = |s: &&_| starts_with_busy(s);
+        let list = client.services();
+        let rest = list.iter().filter(busy).all(|s| {
+            s.state == ServiceState::Ready && starts(&container, &s.name) == u64::from(s.restarts) + 1
+        });
+        rest.then_some(list)
+    });
+    assert_eq!(client.stats().reexecs, ROUNDS);
+    assert_eq!(quiet(&mut client), before, "no service was restarted, none changed at all");
+    let mut ends = 0;
+    for status in list.iter().filter(starts_with_busy) {
+        assert_eq!(status.last_exit, Some(ExitStatus::Exited(STATUS)), "{}", status.name);
+        ends += status.restarts;
+    }
+    wait_for("all reaped", || (zombies(&container) == 0).then_some(()));
+    times.sort_unstable();
+    println!(
+        "{ROUNDS} faults under {} services: recovered within {} us (half), {} us (all); {ends} ends of services and \
+         {told} of one-shots told, {cut} connections cut",
+        QUIET + BUSY,
+        times[times.len() / 2],
+        times[times.len() - 1],
+    );
+}
+
+fn starts_with_busy(status: &&dyad_api::control::ServiceStatus) -> bool {
+    status.name.starts_with("busy")
+}
+
+/// How often a busy service really began.
+fn starts(container: &Container, name: &str) -> u64 {
+    let file = inside(container, &name.replace("busy", "/tmp/starts."));
+    fs::read_to_string(file).map_or(0, |text| text.lines().count() as u64)
+}

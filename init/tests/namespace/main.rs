@@ -1,0 +1,143 @@
+//! The real `init` as PID 1 of fresh namespaces: starts, kills, crashes, orphans, shutdown. It makes users' processes and
+//! control groups, so it needs root, cgroup2, util-linux and busybox: tests/vm runs it in a guest.
+
+mod faults;
+mod steady;
+mod support;
+
+use dyad_api::control::{Answer, Call, ServiceState, ServiceStatus, Shutdown, SignalTarget};
+use dyad_spec::compiled::Service;
+use rustix::process::Signal;
+use support::{Client, Container, pause, service, wait_for, zombies};
+
+const SERVICES: usize = 20;
+
+fn services() -> Vec<Service> {
+    let mut services: Vec<Service> =
+        (0..SERVICES).map(|n| service(&format!("s{n}"), "exec /bin/busybox sleep 1000")).collect();
+    let mut stubborn = service("stubborn", "trap '' TERM; while :; do /bin/busybox sleep 1000; done");
+    stubborn.autostart = false;
+    services.push(stubborn);
+    let mut writer = service("writer", "/bin/busybox sleep 1000 & exec /bin/busybox sleep 1000");
+    writer.fence = true;
+    services.push(writer);
+    let mut user = service("user", "exec /bin/busybox sleep 1000");
+    (user.uid, user.gid, user.groups) = (1234, 2345, vec![3456]);
+    user.capabilities = Some(vec![10]);
+    user.no_new_privs = true;
+    services.push(user);
+    services
+}
+
+#[test]
+#[ignore = "run in a guest by tests/vm"]
+fn a_life() {
+    let container = Container::start(services(), &[]);
+    let mut client = Client::connect(&container);
+    let began = client.wait_all_ready();
+    kills_and_restarts(&container, &mut client, &began);
+    identities(&mut client);
+    oneshots(&container, &mut client);
+    crashes(&container, &mut client);
+    ladder_and_fence(&mut client);
+    shutdown(container, &mut client);
+}
+
+fn kills_and_restarts(container: &Container, client: &mut Client, began: &[ServiceStatus]) {
+    for status in began.iter().filter(|s| s.name.starts_with('s')) {
+        let target = SignalTarget::Main(9);
+        client.ask(Call::Signal { name: status.name.clone(), target });
+    }
+    let after = wait_for("all restarted", || {
+        let list = client.services();
+        let all = list.iter().filter(|s| s.name.starts_with('s') && s.name != "stubborn");
+        all.clone().all(|s| s.state == ServiceState::Ready && s.restarts == 1).then_some(list.clone())
+    });
+    for (old, new) in began.iter().zip(&after).filter(|(old, _)| old.name.starts_with('s')) {
+        assert_ne!(old.pid, new.pid, "{}", old.name);
+        assert_eq!(new.last_exit, Some(dyad_api::control::ExitStatus::Signaled(9)));
+    }
+    assert_eq!(zombies(container), 0);
+}
+
+fn identities(client: &mut Client) {
+    let pid = client.service("user").pid;
+    let status =
+        client.oneshot(&format!("grep -E '^(Uid|Gid|Groups|Cap|NoNew|Sig)' /proc/{pid}/status"), 5000).stdout;
+    let status = String::from_utf8(status).expect("text");
+    for line in [
+        "Uid:\t1234\t1234\t1234\t1234",
+        "Gid:\t2345\t2345\t2345\t2345",
+        "Groups:\t3456",
+        "CapEff:\t0000000000000400",
+        "CapBnd:\t0000000000000400",
+        "NoNewPrivs:\t1",
+        "SigIgn:\t0000000000000000",
+        "SigBlk:\t0000000000000000",
+    ] {
+        assert!(status.contains(line), "no {line:?} in\n{status}");
+    }
+}
+
+fn oneshots(container: &Container, client: &mut Client) {
+    use dyad_api::control::ExitStatus;
+    let done = client.oneshot("echo $WHAT; pwd; echo no >&2; exit 7", 5000);
+    assert_eq!(
+        (done.status, done.stdout, done.stderr),
+        (ExitStatus::Exited(7), b"this\n/tmp\n".to_vec(), b"no\n".to_vec())
+    );
+    let late = client.oneshot("echo begun; sleep 100 & sleep 100", 300);
+    assert_eq!((late.status, late.stdout), (ExitStatus::DeadlinePassed, b"begun\n".to_vec()));
+    assert!(late.took_ms < 5000);
+    let long = client.oneshot("i=0; while [ $i -lt 400 ]; do echo line $i; i=$((i+1)); done", 10_000);
+    assert!(long.stdout.len() <= 1000 && long.stdout.ends_with(b"line 399\n"));
+    let orphans = client.oneshot("i=0; while [ $i -lt 300 ]; do (sleep 0.2 &); i=$((i+1)); done", 20_000);
+    assert_eq!(orphans.status, ExitStatus::Exited(0));
+    wait_for("orphans reaped", || (zombies(container) == 0).then_some(()));
+}
+
+fn crashes(container: &Container, client: &mut Client) {
+    let before = client.wait_all_ready();
+    let faults = [Signal::SEGV, Signal::ABORT, Signal::ILL, Signal::BUS, Signal::FPE, Signal::SYS];
+    for n in 0..60u64 {
+        container.signal(faults[n as usize % faults.len()]);
+        // Points spread over recovery and loop alike.
+        pause(7 + n * 13 % 41);
+    }
+    let mut client = Client::connect(container);
+    let Answer::Hello { reexecs, .. } = client.ask(Call::Hello { client: "test".into() }) else {
+        panic!("hello is answered by hello")
+    };
+    assert!(reexecs >= 30, "PID 1 executed itself {reexecs} times after 60 faults");
+    let after = client.wait_all_ready();
+    for (old, new) in before.iter().zip(&after) {
+        assert_eq!((old.pid, old.restarts), (new.pid, new.restarts), "{} was restarted", old.name);
+    }
+    assert_eq!(zombies(container), 0);
+    // It still hears of ends and starts again.
+    client.ask(Call::Signal { name: "s3".into(), target: SignalTarget::KillGroup });
+    wait_for("s3 again", || {
+        Some(client.service("s3")).filter(|s| s.restarts == 2 && s.state == ServiceState::Ready)
+    });
+}
+
+fn ladder_and_fence(client: &mut Client) {
+    client.ask(Call::Start { name: "stubborn".into() });
+    wait_for("stubborn", || (client.service("stubborn").state == ServiceState::Ready).then_some(()));
+    client.ask(Call::Stop { name: "stubborn".into() });
+    wait_for("stubborn gone", || (client.service("stubborn").state == ServiceState::Stopped).then_some(()));
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let deadline = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64 + 200_000_000;
+    client.ask(Call::Arm { deadline_ns: Some(deadline) });
+    assert_eq!(client.service("writer").state, ServiceState::Ready, "the deadline is still to come");
+    wait_for("writer fenced", || (client.service("writer").state == ServiceState::Stopped).then_some(()));
+    assert_eq!(client.service("s0").state, ServiceState::Ready, "only writers are fenced");
+}
+
+fn shutdown(mut container: Container, client: &mut Client) {
+    let answer = client.ask(Call::Shutdown { how: Shutdown::PowerOff, reason: "the test is over".into() });
+    assert_eq!(answer, Answer::Accepted);
+    wait_for("the end of PID 1", || container.outer.try_wait().expect("our child"));
+    let left = std::fs::read_to_string(container.group.join("cgroup.events")).expect("our cgroup");
+    assert!(left.contains("populated 0"), "processes are left: {left}");
+}
