@@ -365,6 +365,8 @@ pub struct BootInfo {
     pub marks: Vec<(String, u64)>,
     /// How the boot before this one ended, in words; empty as long as that is not known.
     pub previous: String,
+    /// PID 1's health at this moment.
+    pub stats: Stats,
 }
 
 /// Turns of PID 1's loop are counted by their length: bucket n holds those of less than 2^n microseconds.

@@ -236,6 +236,27 @@ pub struct ImageSection {
     pub boot_id: String,
     /// Ends of the stages of boot.
     pub boot: Vec<BootMark>,
+    /// How the boot before this one ended; empty as long as that is not known.
+    pub previous: String,
+    /// PID 1's own health.
+    pub init: InitSection,
+}
+
+/// PID 1's own health; counters since it last executed itself, except where something else is said.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InitSection {
+    /// How often it executed itself again since boot.
+    pub reexecs: u32,
+    /// The longest time from a fault to a whole turn of its loop since boot, microseconds.
+    pub recovery_us_max: u32,
+    /// Half of its loop's turns were shorter, microseconds.
+    pub turn_us_half: u64,
+    /// 99 of 100 of its loop's turns were shorter, microseconds.
+    pub turn_us_99: u64,
+    /// The longest turn, microseconds.
+    pub turn_us_max: u32,
+    /// Allocations of memory; stands still once the machine is up.
+    pub allocations: u64,
 }
 
 /// The end of a stage of boot.

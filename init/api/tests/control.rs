@@ -33,6 +33,10 @@ fn call() -> impl Strategy<Value = Call> {
         text().prop_map(|reason| Call::Shutdown { how: Shutdown::PowerOff, reason }),
         any::<Option<u64>>().prop_map(|deadline_ns| Call::Arm { deadline_ns }),
         Just(Call::Subscribe),
+        Just(Call::Stats),
+        Just(Call::Log),
+        text().prop_map(|path| Call::Upgrade { path }),
+        any::<u32>().prop_map(|after| Call::Inject { fault: Fault::Freeze, after }),
     ]
 }
 
@@ -82,6 +86,7 @@ fn message() -> impl Strategy<Value = Message> {
                 slot: Slot::B,
                 marks,
                 previous: "power was cut".into(),
+                stats: Stats::default(),
             })
         });
     let answer = prop_oneof![

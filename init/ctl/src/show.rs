@@ -34,6 +34,17 @@ pub(crate) fn status(status: &Status) -> String {
             let marks =
                 image.boot.iter().map(|mark| format!("{} {:.1} s", mark.name, mark.at_ms as f64 / 1000.0));
             line("boot", &marks.collect::<Vec<_>>().join(", "));
+            if !image.previous.is_empty() {
+                line("boot before", &image.previous);
+            }
+            let init = &image.init;
+            line(
+                "init",
+                &format!(
+                    "turns of its loop: half below {} us, 99 % below {} us, longest {} us; {} re-execs",
+                    init.turn_us_half, init.turn_us_99, init.turn_us_max, init.reexecs
+                ),
+            );
         }
         None => line("image", "unknown, PID 1 does not answer"),
     }

@@ -140,6 +140,7 @@ impl Core {
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             marks: self.book.marks.clone(),
             previous: self.previous(),
+            stats: self.stats(),
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use dyad_api::control::{BootInfo, ExitStatus, Phase, PhaseState, ServiceState, ServiceStatus, Slot};
 use dyad_api::operator::{
-    BootMark, ImageSection, NetworkSection, NodeRow, NodeSection, PhaseRow, Protection, ResourceRow,
-    ServiceRow, Status, StorageRow,
+    BootMark, ImageSection, InitSection, NetworkSection, NodeRow, NodeSection, PhaseRow, Protection,
+    ResourceRow, ServiceRow, Status, StorageRow,
 };
 
 use crate::paths::Paths;
@@ -102,6 +102,15 @@ fn image(boot: BootInfo) -> ImageSection {
         kernel: boot.kernel,
         boot_id: hex(&boot.boot_id),
         boot: boot.marks.into_iter().map(|(name, at_ms)| BootMark { name, at_ms }).collect(),
+        previous: boot.previous,
+        init: InitSection {
+            reexecs: boot.stats.reexecs,
+            recovery_us_max: boot.stats.recovery_us_max,
+            turn_us_half: boot.stats.turn_us(0.5),
+            turn_us_99: boot.stats.turn_us(0.99),
+            turn_us_max: boot.stats.turn_us_max,
+            allocations: boot.stats.allocations,
+        },
     }
 }
 

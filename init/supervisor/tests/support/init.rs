@@ -185,6 +185,7 @@ impl TestInit {
                 kernel: "none".into(),
                 marks: vec![("kernel".into(), 1)],
                 previous: String::new(),
+                stats: Stats::default(),
             })),
             Call::Start { .. } => self.start_service(),
             Call::Stop { .. } => {
