@@ -6,14 +6,39 @@ use std::path::Path;
 use dyad_archive::process::{self, Command};
 use dyad_debian::{Origin, Request, Universe, resolve};
 
-/// The package lists of Debian's own suites on this machine, in apt's order.
-fn host_lists() -> Vec<(String, Vec<u8>)> {
-    let apt_get = process::find("apt-get").unwrap();
+/// The package lists of Debian's own suites, in apt's order: what this machine's apt has fetched, or, where it never did,
+/// what it fetches now into `directory`, which an ordinary user may ask of it.
+fn host_lists(directory: &Path) -> Vec<(String, Vec<u8>)> {
+    let fetched = lists(&[]);
+    if !fetched.is_empty() {
+        return fetched;
+    }
+    let (state, cache) = (directory.join("state"), directory.join("cache"));
+    for part in ["state/lists/partial", "cache/archives/partial"] {
+        std::fs::create_dir_all(directory.join(part)).unwrap();
+    }
+    let own = [
+        format!("Dir::State={}", state.display()),
+        format!("Dir::Cache={}", cache.display()),
+        "APT::Sandbox::User=root".to_owned(),
+    ];
+    apt_get(&own).args(["-q", "update"]).run_checked().unwrap();
+    let fetched = lists(&own);
+    assert!(!fetched.is_empty(), "apt on this machine has no sources of Debian's packages");
+    fetched
+}
+
+fn apt_get(options: &[String]) -> Command {
+    let command = Command::new(process::find("apt-get").unwrap());
+    options.iter().fold(command, |command, option| command.args(["-o", option.as_str()]))
+}
+
+fn lists(options: &[String]) -> Vec<(String, Vec<u8>)> {
     let format = "$(RELEASE) $(COMPONENT) $(ORIGIN) $(FILENAME)";
-    let targets = Command::new(apt_get).args(["indextargets", "--format", format, "Created-By: Packages"]);
+    let targets = apt_get(options).args(["indextargets", "--format", format, "Created-By: Packages"]);
     let targets = String::from_utf8(targets.run_checked().unwrap().stdout).unwrap();
     let helper = "/usr/lib/apt/apt-helper";
-    let lists: Vec<_> = targets
+    targets
         .lines()
         .map(|line| line.split(' ').collect::<Vec<_>>())
         .filter(|words| words[1] == "main" && words[2] == "Debian")
@@ -21,9 +46,7 @@ fn host_lists() -> Vec<(String, Vec<u8>)> {
             let cat = Command::new(helper).args(["cat-file", words[3]]).stdout_bytes_max(1 << 30);
             (words[0].to_owned(), cat.run_checked().unwrap().stdout)
         })
-        .collect();
-    assert!(!lists.is_empty(), "apt on this machine has no package lists of Debian; run apt-get update");
-    lists
+        .collect()
 }
 
 /// An apt that knows these lists, has nothing installed, and touches nothing of this machine's.
@@ -100,7 +123,7 @@ const SETS: [(&str, &[&str], &[&str]); 8] = [
 #[test]
 fn the_closure_is_apts() {
     let directory = tempfile::tempdir().unwrap();
-    let lists = host_lists();
+    let lists = host_lists(&directory.path().join("host"));
     let apt = EmptyApt::new(directory.path(), &lists);
     let mut universe = Universe::new("amd64");
     for (suite, text) in lists {
