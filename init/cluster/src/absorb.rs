@@ -1,7 +1,7 @@
 //! Events become knowledge; what follows from it is decided afterwards, by the phase.
 
 use crate::action::{Action, ActionId, Actions, Kind, Outcome, Relation, Report};
-use crate::event::{Command, Event, Link, Timer, Trouble};
+use crate::event::{Command, Event, Timer};
 use crate::message::ToPeer;
 use crate::phase::Phase;
 use crate::state::{RETRY_MS, State};
@@ -18,25 +18,14 @@ impl State {
                 self.seat_mut(r).link = Observed::Known(link)
             }
             Event::Ended(r) if self.seats.contains_key(&r) => self.ended(now, r),
-            Event::Trouble(r, Trouble::ClientNetwork | Trouble::DiskFull | Trouble::Unhealthy)
-                if self.seats.contains_key(&r) =>
-            {
-                self.seat_mut(r).leave = !self.frozen();
-            }
+            Event::Unhealthy(r) if self.seats.contains_key(&r) => self.unhealthy(now, r),
             // Of a resource that is not configured: an adapter and the core disagree; nothing can follow from it.
-            Event::Link(..) | Event::Ended(_) | Event::Trouble(..) => {}
+            Event::Link(..) | Event::Ended(_) | Event::Unhealthy(_) => {}
+            Event::Condition(condition) => self.see_condition(now, condition),
+            Event::VmEnded(vm) => {
+                self.vms_running.remove(&vm);
+            }
             Event::Command(command) => self.command(now, command),
-        }
-    }
-
-    fn ended(&mut self, now: Tick, r: ResourceId) {
-        let phase = self.seat(r).phase;
-        self.seat_mut(r).link = Observed::Known(Link::Down);
-        if phase.serves() {
-            self.go(r, Phase::Fenced);
-        } else if phase == Phase::Following {
-            self.arm(Timer::Retry(Some(r)), now.plus(RETRY_MS));
-            self.go(r, Phase::Inspecting);
         }
     }
 
@@ -63,6 +52,13 @@ impl State {
             }
             Command::Freeze(span_ms) => self.arm(Timer::Freeze, now.plus(span_ms)),
             Command::Force(r) => self.force(r),
+            Command::Retry(r) => {
+                if self.seats.get(&r).is_some_and(|seat| seat.phase == Phase::Refused) {
+                    self.seat_mut(r).crashes = 0;
+                    self.seat_mut(r).split = false;
+                    self.forget(r);
+                }
+            }
         }
     }
 
@@ -72,22 +68,38 @@ impl State {
         }
         match timer {
             Timer::Beat => self.beat(now, out),
-            Timer::LeaseEnd => self.lease_ended(now, out),
+            Timer::LeaseEnd => self.lease_ended(),
             Timer::PeerSilent => self.peer_silent = true,
             Timer::ArbiterSilent => self.arbiter.silent = true,
             Timer::ArbiterGone => self.arbiter.gone = true,
             Timer::HandOver(r) => self.hand_over_expired(r),
             Timer::Backoff(r) => self.backoff_over(r),
-            Timer::Resend | Timer::Promise | Timer::Retry(_) | Timer::RetryMarker(_) | Timer::Freeze => {}
+            Timer::ClientsLost => self.clients_lost = true,
+            Timer::Crashes(r) => {
+                if let Some(seat) = self.seats.get_mut(&r) {
+                    seat.crashes = 0;
+                }
+            }
+            Timer::Resend
+            | Timer::Promise
+            | Timer::Retry(_)
+            | Timer::RetryMarker(_)
+            | Timer::RetryAside(_)
+            | Timer::Freeze => {}
         }
     }
 
     fn hear_peer(&mut self, now: Tick, message: ToPeer, out: &mut Actions) {
         self.peer_silent = false;
         self.peer_off = false;
+        self.peer_is_back();
         self.arm(Timer::PeerSilent, now.plus(self.config.lease_ms));
         match message {
             ToPeer::Mirror(registers) => self.peer_mirror(&registers),
+            ToPeer::Condition { condition, takes_over } => {
+                self.peer_takes_over = takes_over;
+                self.see_peer_condition(now, condition);
+            }
             ToPeer::RenewLease { boot, sequence } => self.promise(now, boot, sequence, out),
             ToPeer::LeasePromised { boot, sequence } => {
                 if boot == self.boot {
@@ -128,15 +140,8 @@ impl State {
                     self.arm(Timer::Retry(None), now.plus(RETRY_MS));
                 }
             }
-            (Kind::StartVm(vm), _) => {
-                if matches!(outcome, Outcome::Done(_)) {
-                    self.vms_running.insert(vm);
-                }
-            }
-            (Kind::StopVm(vm), _) => {
-                if matches!(outcome, Outcome::Done(_)) {
-                    self.vms_running.remove(&vm);
-                }
+            (kind, Some(r)) if kind.aside() && self.seats.contains_key(&r) => {
+                self.aside_done(now, r, kind, outcome);
             }
             (_, Some(r)) if self.seats.contains_key(&r) => {
                 if matches!(outcome, Outcome::Failed | Outcome::TimedOut) && id.kind != Kind::WriteMarker {
@@ -171,10 +176,10 @@ impl State {
             Kind::StopClean => self.stopped_clean(now, r, done),
             Kind::Kill => {
                 if phase == Phase::Fenced && done && !self.busy(r) {
-                    self.forget(r);
+                    self.killed(now, r, out);
                 }
             }
-            Kind::Inspect => self.inspected(r, outcome),
+            Kind::Inspect => self.inspected(now, r, outcome),
             Kind::Follow => {
                 if phase == Phase::Attaching {
                     self.go(r, if done { Phase::Following } else { Phase::Inspecting });
@@ -184,6 +189,7 @@ impl State {
             Kind::Rewind | Kind::Clone => self.repaired(r, kind, outcome),
             Kind::Promote => {
                 if phase == Phase::Promoting {
+                    self.seat_mut(r).checkpoint_due = true;
                     self.go(r, if done { Phase::Alone } else { Phase::Fenced });
                 }
             }
@@ -196,7 +202,22 @@ impl State {
             | Kind::CloseGate
             | Kind::FencePeer
             | Kind::StartVm(_)
-            | Kind::StopVm(_) => {}
+            | Kind::Checkpoint
+            | Kind::LimitWrites => {}
+        }
+    }
+
+    /// Of what goes on beside the protocol: a failure is tried again, and holds nothing else up.
+    fn aside_done(&mut self, now: Tick, r: ResourceId, kind: Kind, outcome: Outcome) {
+        if !matches!(outcome, Outcome::Done(_)) {
+            return self.arm(Timer::RetryAside(r), now.plus(RETRY_MS));
+        }
+        if let Kind::StartVm(vm) = kind {
+            self.vms_running.insert(vm);
+        } else if kind == Kind::Checkpoint {
+            self.seat_mut(r).checkpoint_due = false;
+        } else if self.seat(r).phase.admits() {
+            self.seat_mut(r).limited = Some(!self.seat(r).limited.unwrap_or(false));
         }
     }
 
@@ -205,7 +226,9 @@ impl State {
         self.go(r, Phase::Unlearned);
         let seat = self.seat_mut(r);
         seat.learned = false;
-        seat.running = false;
+        seat.running = None;
+        seat.crashed = false;
+        seat.limited = None;
         seat.control = Observed::Unknown;
         seat.link = Observed::Unknown;
         seat.handed_over = None;
@@ -213,7 +236,7 @@ impl State {
         seat.pact = None;
     }
 
-    fn inspected(&mut self, r: ResourceId, outcome: Outcome) {
+    fn inspected(&mut self, now: Tick, r: ResourceId, outcome: Outcome) {
         if self.seat(r).phase != Phase::Inspecting {
             return;
         }
@@ -222,6 +245,10 @@ impl State {
                 self.seat_mut(r).relation = Some(relation);
                 let next = match relation {
                     Relation::Streams => Phase::Attaching,
+                    // The holder checkpoints soon; until then a rewind would keep the wrong tail.
+                    Relation::TooEarly => {
+                        return self.arm(Timer::Retry(Some(r)), now.plus(RETRY_MS));
+                    }
                     Relation::Diverged | Relation::Unusable => Phase::Clearing,
                     Relation::Foreign => Phase::Refused,
                 };

@@ -11,6 +11,10 @@ use crate::types::{Epoch, Generation, Pact, RequestId, ResourceId, SystemId, Tic
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct VmId(pub u16);
 
+/// A virtual address, by its place in the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct VipId(pub u16);
+
 /// One thing to do. For a volume, PostgreSQL's words mean: arm = helper and fencing policy set, barrier = both sides
 /// UpToDate, canary = a flushed write, drop = answer `fence-peer` with 4, serve = primary, follow = secondary.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -27,9 +31,14 @@ pub enum Action {
     Deadman(Tick),
     /// Let the virtual address answer until this tick and no longer, whoever lives then; no completion, repeated with
     /// every renewal. It never outlasts a lease that is needed.
-    OpenGate(Tick),
-    /// Stop answering for the virtual address, before anything else; no completion.
-    CloseGate,
+    OpenGate {
+        /// Which address.
+        vip: VipId,
+        /// Its own end.
+        until: Tick,
+    },
+    /// Stop answering for a virtual address, before anything else; no completion.
+    CloseGate(VipId),
     /// Read what the stopped data says of itself. Reports [`Report::Control`].
     ReadControl,
     /// Start the stopped service as holder, promoting data that was a standby's. Synchronous ones admit nobody yet.
@@ -65,10 +74,12 @@ pub enum Action {
     Promote,
     /// Power the other machine off and read back that it is off.
     FencePeer,
-    /// Start a virtual machine whose volume is held here.
+    /// Start a virtual machine whose volume is held here, or let one go on that came by live migration.
     StartVm(VmId),
-    /// Stop one.
-    StopVm(VmId),
+    /// A checkpoint after promotion: before it, a rewind to this timeline would find nothing to do and say so.
+    Checkpoint,
+    /// Refuse (or allow again) new writing transactions: the volume is nearly full.
+    LimitWrites(bool),
 }
 
 /// Names of actions: with the resource, an action's id.
@@ -99,7 +110,15 @@ pub enum Kind {
     Promote,
     FencePeer,
     StartVm(VmId),
-    StopVm(VmId),
+    Checkpoint,
+    LimitWrites,
+}
+
+impl Kind {
+    /// Goes on beside the protocol, which waits for none of these.
+    pub(crate) fn aside(self) -> bool {
+        matches!(self, Kind::StartVm(_) | Kind::Checkpoint | Kind::LimitWrites)
+    }
 }
 
 impl Action {
@@ -111,8 +130,8 @@ impl Action {
             Action::ToArbiter(_) => Kind::ToArbiter,
             Action::ToPeer(_) => Kind::ToPeer,
             Action::Deadman(_) => Kind::Deadman,
-            Action::OpenGate(_) => Kind::OpenGate,
-            Action::CloseGate => Kind::CloseGate,
+            Action::OpenGate { .. } => Kind::OpenGate,
+            Action::CloseGate(_) => Kind::CloseGate,
             Action::ReadControl => Kind::ReadControl,
             Action::Serve { .. } => Kind::Serve,
             Action::Admit => Kind::Admit,
@@ -130,7 +149,8 @@ impl Action {
             Action::Promote => Kind::Promote,
             Action::FencePeer => Kind::FencePeer,
             Action::StartVm(vm) => Kind::StartVm(*vm),
-            Action::StopVm(vm) => Kind::StopVm(*vm),
+            Action::Checkpoint => Kind::Checkpoint,
+            Action::LimitWrites(_) => Kind::LimitWrites,
         }
     }
 
@@ -148,18 +168,19 @@ impl Action {
             Action::ToArbiter(_)
             | Action::ToPeer(_)
             | Action::Deadman(_)
-            | Action::OpenGate(_)
-            | Action::CloseGate => 500,
+            | Action::OpenGate { .. }
+            | Action::CloseGate(_) => 500,
             Action::WriteMirror(_)
             | Action::WriteMarker(_)
             | Action::Admit
             | Action::ArmSync
+            | Action::LimitWrites(_)
             | Action::DropSync => 2_000,
             Action::ReadControl | Action::StopFollowing | Action::Kill | Action::Promote => 5_000,
             Action::Canary | Action::Inspect | Action::Follow | Action::StopClean | Action::FencePeer => {
                 10_000
             }
-            Action::Barrier | Action::Serve { .. } | Action::StartVm(_) | Action::StopVm(_) => 120_000,
+            Action::Barrier | Action::Checkpoint | Action::Serve { .. } | Action::StartVm(_) => 120_000,
             Action::Rewind => 600_000,
             // A copy of all data takes what it takes; progress is watched by the adapter.
             Action::Clone => 24 * 3_600_000,
@@ -229,6 +250,8 @@ pub enum Relation {
     Streams,
     /// Past the fork, on an older timeline, and the holder has checkpointed since its promotion: rewind.
     Diverged,
+    /// The same, but the holder has not checkpointed since its promotion: `pg_rewind` would see no divergence.
+    TooEarly,
     /// Nothing there, checksums failed, or two histories on one timeline: copy everything.
     Unusable,
     /// Another system's data: never touched.

@@ -14,7 +14,7 @@ use crate::message::{
     Answer, Authenticated, Cas, FromArbiter, RESOURCES_MAX, Refusal, Registers, ToArbiter, Verdict,
 };
 use crate::mutation::{Mutation, Mutations};
-use crate::register::{self, Change, Register};
+use crate::register::{self, Change, Conflict, Register};
 use crate::types::{BootId, Epoch, Incarnation, Node, RequestId, ResourceId, Tick};
 
 pub use memory::{Memory, TwoHistories};
@@ -58,6 +58,23 @@ pub struct Arbiter {
     mutations: Mutations,
 }
 
+/// What an arbiter that lost its memory starts with: the newest register of both nodes' mirrors, and nobody's boot or
+/// request, so that nothing asked before is answered from here. `Err`: the mirrors hold two histories of one epoch, which
+/// only an operator can tell apart.
+pub fn enrol_again(mirrors: [&Registers; 2]) -> Result<Durable, ResourceId> {
+    let mut registers: BTreeMap<ResourceId, Register> = BTreeMap::new();
+    for (id, register) in mirrors.into_iter().flatten() {
+        match registers.get(id) {
+            Some(known) if known.epoch == register.epoch && known != register => return Err(*id),
+            Some(known) if known.epoch >= register.epoch => {}
+            Some(_) | None => {
+                registers.insert(*id, *register);
+            }
+        }
+    }
+    Ok(Durable { registers, ..Durable::default() })
+}
+
 impl Arbiter {
     /// A process that has just started with what was on its disk.
     pub fn start(
@@ -92,6 +109,23 @@ impl Arbiter {
     /// What must be on disk before the last answer goes out.
     pub fn durable(&self) -> &Durable {
         &self.durable
+    }
+
+    /// How long a node has been silent at `now`, in milliseconds, counted from this process's start at the earliest.
+    pub fn silent_ms(&self, node: Node, now: Tick) -> u64 {
+        let renewed =
+            self.sessions[node.index()].as_ref().map_or(self.started, |s| s.renewed.max(self.started));
+        now.since(renewed)
+    }
+
+    /// Which nodes' mirrors were heard in this incarnation.
+    pub fn heard(&self) -> [bool; 2] {
+        self.heard
+    }
+
+    /// A mirror was ahead of this disk: nothing is granted until it is enrolled again ([`enrol_again`]).
+    pub fn has_amnesia(&self) -> bool {
+        self.amnesia
     }
 
     /// One message; the answer may be sent only after [`Arbiter::durable`] is on disk, if it changed.
@@ -218,6 +252,9 @@ impl Arbiter {
             return Verdict::NotHeard;
         }
         let current = self.durable.registers.get(&item.resource);
+        if current.is_none() && self.durable.registers.len() >= RESOURCES_MAX {
+            return Verdict::Lost(Conflict::Full);
+        }
         let next = match register::apply(current, item.expect, from, item.change) {
             Ok(next) => next,
             Err(conflict) => return Verdict::Lost(conflict),
@@ -261,5 +298,44 @@ impl Arbiter {
             self.released.insert((resource, epoch));
         }
         Answer::Released
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::register::{Mode, Reason};
+
+    const R: ResourceId = ResourceId(0);
+
+    fn register(epoch: u64, holder: Node) -> Register {
+        Register { epoch: Epoch(epoch), mode: Mode::Solo, holder, reason: Reason::Founded }
+    }
+
+    #[test]
+    fn enrolment_takes_the_newest_and_refuses_two_truths() {
+        let (old, new) = (vec![(R, register(3, Node::A))], vec![(R, register(5, Node::B))]);
+        assert_eq!(enrol_again([&old, &new]).unwrap().registers[&R], register(5, Node::B));
+        assert_eq!(enrol_again([&new, &old]).unwrap().registers[&R], register(5, Node::B));
+        let other = vec![(R, register(5, Node::A))];
+        assert_eq!(enrol_again([&new, &other]), Err(R));
+    }
+
+    #[test]
+    fn resources_are_bounded() {
+        let all = (0..RESOURCES_MAX as u16).map(|r| (ResourceId(r), register(1, Node::A))).collect();
+        let durable = Durable { registers: all, ..Durable::default() };
+        let mut arbiter = Arbiter::start(durable, Incarnation(1), Tick(0), 3_000, false);
+        let boot = BootId { count: 1, nonce: 1 };
+        for from in Node::BOTH {
+            let hello = ToArbiter::Hello { boot, incarnation: Some(Incarnation(1)), mirror: Some(vec![]) };
+            arbiter.handle(Tick(0), &Authenticated { from, message: hello });
+        }
+        let found = Cas { resource: ResourceId(9_999), expect: Epoch(0), change: Change::Found };
+        let batch =
+            ToArbiter::Batch { boot, incarnation: Incarnation(1), request: RequestId(1), items: vec![found] };
+        let answer = arbiter.handle(Tick(1), &Authenticated { from: Node::A, message: batch }).answer;
+        let verdicts = vec![Verdict::Lost(Conflict::Full)];
+        assert_eq!(answer, Answer::Verdicts { request: RequestId(1), verdicts });
     }
 }

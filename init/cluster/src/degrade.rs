@@ -11,9 +11,13 @@ use crate::types::{Observed, ResourceId, Tick};
 impl State {
     /// Synchronous acknowledgement has no other side any more.
     pub(crate) fn standby_is_lost(&self, r: ResourceId) -> bool {
-        let renounced = self.pact(r).is_some() && self.pact(r) == self.seat(r).renounced;
-        let down = self.seat(r).link == Observed::Known(Link::Down) && self.config.voting != Voting::Strict;
-        renounced || down
+        let down = self.seat(r).link == Observed::Known(Link::Down);
+        (down || self.renounced_by_peer(r)) && self.config.voting != Voting::Strict
+    }
+
+    /// The standby said that it will never take over under this pact.
+    pub(crate) fn renounced_by_peer(&self, r: ResourceId) -> bool {
+        self.pact(r).is_some() && self.pact(r) == self.seat(r).renounced
     }
 
     /// Rule 10's way where the standby renounced and the arbiter is gone, else rule 2's.
@@ -24,7 +28,7 @@ impl State {
     }
 
     fn may_record(&self, r: ResourceId) -> bool {
-        self.arbiter.gone && self.pact(r).is_some() && self.pact(r) == self.seat(r).renounced
+        self.config.voting == Voting::Arbiter && self.arbiter.gone && self.renounced_by_peer(r)
     }
 
     pub(crate) fn synchronous(&mut self, r: ResourceId) {
@@ -62,7 +66,7 @@ impl State {
                 let recorded = self.mirror.no_arbiter.get(&r) == Some(&epoch);
                 let need =
                     if recorded { Need::NoArbiterDurable(r, epoch) } else { Need::RegisterDurable(r, epoch) };
-                if recorded || self.register_durable(r) {
+                if recorded || (self.register_durable(r) && self.stays_off(now, r, out)) {
                     self.issue(now, out, Some(r), Action::DropSync, vec![need]);
                 }
             }

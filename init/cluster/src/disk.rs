@@ -55,6 +55,27 @@ pub struct MarkerFile {
     pub marker: Option<Marker>,
 }
 
+/// What a two-slot file may hold. The kind and the format's version are the first bytes of a slot's body, so that no file
+/// is ever read as something that it is not.
+pub trait Stored: Serialize + for<'a> Deserialize<'a> {
+    /// Tells files apart.
+    const KIND: u8;
+}
+
+impl Stored for Mirror {
+    const KIND: u8 = 1;
+}
+
+impl Stored for MarkerFile {
+    const KIND: u8 = 2;
+}
+
+impl Stored for crate::arbiter::Durable {
+    const KIND: u8 = 3;
+}
+
+/// Version of the bodies; another one is refused by name, never guessed at.
+const VERSION: u8 = 1;
 /// Size of one slot; a file has two. Bounds what a mirror of [`crate::message::RESOURCES_MAX`] resources can need.
 pub const SLOT_BYTES: usize = 16 << 10;
 const MAGIC: [u8; 8] = *b"DyadSlt1";
@@ -68,16 +89,27 @@ pub enum DiskError {
     #[error("neither of the two slots is whole: magic, length or checksum is wrong in both")]
     Unreadable,
     /// The checksum holds but the content is not what it should be: another version wrote it.
-    #[error("slot with sequence {0} is whole but holds something else than expected")]
-    Foreign(u64),
+    #[error(
+        "slot with sequence {sequence} is whole but of version {version} and kind {kind}, not what belongs here: \
+         it was written by another program or release"
+    )]
+    Foreign {
+        /// Of the slot.
+        sequence: u64,
+        /// First byte of its body.
+        version: u8,
+        /// Second byte.
+        kind: u8,
+    },
     /// The value does not fit.
     #[error("value of {0} bytes does not fit into a slot of {SLOT_BYTES}")]
     TooLarge(usize),
 }
 
 /// The bytes of one slot, and the offset in the file where they go: never over the newest whole slot.
-pub fn encode<T: Serialize>(sequence: u64, value: &T) -> Result<(u64, Vec<u8>), DiskError> {
-    let body = postcard::to_allocvec(value).map_err(|_| DiskError::TooLarge(usize::MAX))?;
+pub fn encode<T: Stored>(sequence: u64, value: &T) -> Result<(u64, Vec<u8>), DiskError> {
+    let body =
+        postcard::to_extend(value, vec![VERSION, T::KIND]).map_err(|_| DiskError::TooLarge(usize::MAX))?;
     if HEADER_BYTES + body.len() + CRC_BYTES > SLOT_BYTES {
         return Err(DiskError::TooLarge(body.len()));
     }
@@ -94,12 +126,15 @@ pub fn encode<T: Serialize>(sequence: u64, value: &T) -> Result<(u64, Vec<u8>), 
 }
 
 /// The newest whole slot of a file: its sequence number (the next write takes the following one) and its value.
-pub fn decode<T: for<'a> Deserialize<'a>>(file: &[u8]) -> Result<(u64, T), DiskError> {
+pub fn decode<T: Stored>(file: &[u8]) -> Result<(u64, T), DiskError> {
     let newest = file.chunks(SLOT_BYTES).take(2).filter_map(whole).max_by_key(|(sequence, _)| *sequence);
     let (sequence, body) = newest.ok_or(DiskError::Unreadable)?;
+    let head = |at: usize| body.get(at).copied().unwrap_or_default();
+    let foreign = DiskError::Foreign { sequence, version: head(0), kind: head(1) };
+    let Some(body) = body.strip_prefix(&[VERSION, T::KIND]) else { return Err(foreign) };
     match postcard::take_from_bytes(body) {
         Ok((value, [])) => Ok((sequence, value)),
-        Ok(_) | Err(_) => Err(DiskError::Foreign(sequence)),
+        Ok(_) | Err(_) => Err(foreign),
     }
 }
 
@@ -137,6 +172,13 @@ mod tests {
         assert_eq!(decode(&file(&mirror(1), &mirror(2))), Ok((5, mirror(2))));
         assert_eq!(decode::<Mirror>(&[0; 2 * SLOT_BYTES]), Err(DiskError::Unreadable));
         assert_eq!(decode::<Mirror>(&[]), Err(DiskError::Unreadable));
+    }
+
+    #[test]
+    fn no_file_is_read_as_another() {
+        let (_, slot) = encode(7, &mirror(1)).unwrap();
+        let foreign = Err(DiskError::Foreign { sequence: 7, version: 1, kind: 1 });
+        assert_eq!(decode::<MarkerFile>(&slot), foreign);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::action::{ActionId, Outcome};
+use crate::action::{ActionId, Outcome, VmId};
 use crate::message::{FromArbiter, ToPeer};
 use crate::types::ResourceId;
 
@@ -27,12 +27,18 @@ pub enum Timer {
     Retry(Option<ResourceId>),
     /// A marker that failed to be written may be tried again.
     RetryMarker(ResourceId),
+    /// What goes on beside the protocol (machines, checkpoint, write limit) may be tried again.
+    RetryAside(ResourceId),
     /// The link flapped: protecting again waits.
     Backoff(ResourceId),
     /// The other node did not take what was handed over.
     HandOver(ResourceId),
     /// Automatic moves are allowed again.
     Freeze,
+    /// The client ports are down here and up at the standby for long enough.
+    ClientsLost,
+    /// A service that crashed often has not crashed for long enough.
+    Crashes(ResourceId),
 }
 
 /// The replication link of a resource as this side sees it.
@@ -44,15 +50,20 @@ pub enum Link {
     Down,
 }
 
-/// Why a holder that is alive should hand over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Trouble {
-    /// Every client port is down here while the standby reports its own up for 2 s.
-    ClientNetwork,
-    /// The data volume is 97 % full and the standby has more room.
-    DiskFull,
-    /// The service crashed with its host alive, or three health probes failed.
-    Unhealthy,
+/// What a node sees of itself beside its services; told to the core when it changes, and to the peer with every beat.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct Condition {
+    /// A client port works: carrier, then echo. `None`: not looked yet.
+    pub clients_up: Option<bool>,
+    /// How full each resource's volume is, in percent, sorted by resource.
+    pub full_percent: Vec<(ResourceId, u8)>,
+}
+
+impl Condition {
+    /// Of one resource's volume.
+    pub fn full(&self, resource: ResourceId) -> Option<u8> {
+        self.full_percent.iter().find(|(r, _)| *r == resource).map(|(_, percent)| *percent)
+    }
 }
 
 /// What an operator may ask for.
@@ -70,6 +81,8 @@ pub enum Command {
     Freeze(u64),
     /// Take the other node's resource, at the price that [`crate::State::price`] names.
     Force(ResourceId),
+    /// Look again at what was refused; the reason for the refusal is judged afresh.
+    Retry(ResourceId),
 }
 
 /// One thing that happened.
@@ -85,10 +98,14 @@ pub enum Event {
     FromPeer(ToPeer),
     /// The replication link changed.
     Link(ResourceId, Link),
-    /// A resource held here is in trouble.
-    Trouble(ResourceId, Trouble),
-    /// The service of a resource ended by itself; nothing of it runs.
+    /// This node's own condition changed.
+    Condition(Condition),
+    /// Three health probes of a service held here failed: it hangs.
+    Unhealthy(ResourceId),
+    /// The service of a resource ended by itself.
     Ended(ResourceId),
+    /// A virtual machine ended by itself.
+    VmEnded(VmId),
     /// From an operator.
     Command(Command),
 }

@@ -7,9 +7,13 @@ use crate::event::Timer;
 use crate::message::{Answer, Cas, FromArbiter, Refusal, Registers, ToArbiter, Verdict};
 use crate::mutation::Mutation;
 use crate::phase::Phase;
-use crate::register::{self, Change, Mode};
+use crate::register::{self, Change, Mode, Reason, Register};
 use crate::state::{ARBITER_GONE_MS, LEFT_MAX, RETRY_MS, State, Voting};
 use crate::types::{Epoch, Generation, Incarnation, Observed, RequestId, ResourceId, Tick};
+
+/// Without an arbiter, a change that was forced, or made after the other node was switched off, goes this far ahead of the
+/// epoch that it knows: whatever the other node did by itself in the meantime (resume after a restart) comes before it.
+const JUMP: u64 = 1 << 20;
 
 /// An unanswered batch is sent again after this long.
 const RESEND_MS: u64 = 500;
@@ -249,6 +253,12 @@ impl State {
         if self.config.voting != Voting::Arbiter {
             return self.decide_alone(now, out);
         }
+        // An operator's word does not wait for an arbiter that is gone: the arbiter will find itself behind and has to be
+        // enrolled again.
+        let forced = |s: &State| s.seats.values().any(|seat| seat.phase == Phase::Forcing);
+        if self.arbiter.gone && self.mirror.intent.is_none() && forced(self) {
+            return self.decide_alone(now, out);
+        }
         if self.mirror.intent.is_none() {
             let items = self.wanted_items();
             if items.is_empty() || !self.mirror_readable {
@@ -277,13 +287,25 @@ impl State {
     fn decide_alone(&mut self, now: Tick, out: &mut Actions) -> bool {
         let mut changed = false;
         for (cas, generation) in self.wanted_items() {
-            let against_peer = matches!(cas.change, Change::Degrade | Change::TakeOver(_));
-            if against_peer && self.config.voting == Voting::FenceDevice && !self.peer_off {
+            if self.config.voting == Voting::Arbiter && cas.change != Change::Force {
+                continue;
+            }
+            // A standby that renounced cannot take over: nobody need be switched off for that.
+            let renounced = cas.change == Change::Degrade && self.renounced_by_peer(cas.resource);
+            let fences = self.config.voting == Voting::FenceDevice
+                && matches!(cas.change, Change::Degrade | Change::TakeOver(_))
+                && !renounced;
+            if fences && !self.peer_off {
                 self.issue(now, out, None, Action::FencePeer, vec![]);
                 continue;
             }
             let current = self.mirror.registers.get(&cas.resource);
-            let Ok(next) = register::apply(current, cas.expect, self.config.me, cas.change) else { continue };
+            let Ok(mut next) = register::apply(current, cas.expect, self.config.me, cas.change) else {
+                continue;
+            };
+            if cas.change == Change::Force || fences {
+                next.epoch.0 += JUMP;
+            }
             if current.is_none_or(|old| old.holder != next.holder) {
                 self.mirror.won.insert(cas.resource, generation);
             }
@@ -293,12 +315,33 @@ impl State {
         changed
     }
 
+    /// Two histories of one epoch, which only a fence device that lied can make. Neither side is believed, both stop;
+    /// the operator names the one that goes on, and the other is then repaired like any diverged standby.
+    pub(crate) fn keep_this_side(&mut self, r: ResourceId) {
+        let (Some(register), Observed::Known(control)) = (self.register(r), self.seat(r).control) else {
+            return;
+        };
+        let kept = Register {
+            epoch: Epoch(register.epoch.0 + JUMP),
+            mode: Mode::Solo,
+            holder: self.config.me,
+            reason: Reason::Forced,
+        };
+        self.mirror.registers.insert(r, kept);
+        self.mirror.won.insert(r, control.generation);
+        self.seat_mut(r).split = false;
+        self.forget(r);
+        self.seat_mut(r).learned = true;
+    }
+
     pub(crate) fn peer_mirror(&mut self, registers: &Registers) {
         self.peer_consulted = true;
         for (r, theirs) in registers {
             let ours = self.register(*r);
             if let Some(seat) = self.seats.get_mut(r) {
-                seat.split |= ours.is_some_and(|ours| ours.epoch == theirs.epoch && ours != *theirs);
+                let alone = self.config.voting != Voting::Arbiter;
+                seat.split |= alone && ours.is_some_and(|ours| ours.epoch == theirs.epoch && ours != *theirs);
+                seat.split &= ours.is_none_or(|ours| ours.epoch >= theirs.epoch);
             }
         }
         self.adopt(registers);
@@ -350,6 +393,9 @@ impl State {
     pub(crate) fn settle(&mut self, r: ResourceId) {
         let Some(register) = self.register(r) else { return };
         if register.epoch == self.seat(r).epoch {
+            if self.seat(r).split && self.seat(r).phase.serves() {
+                self.go(r, Phase::Fenced);
+            }
             return;
         }
         let mine = register.holder == self.config.me;

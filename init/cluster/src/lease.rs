@@ -5,7 +5,7 @@ use crate::event::Timer;
 use crate::message::{ToArbiter, ToPeer};
 use crate::mutation::Mutation;
 use crate::phase::Phase;
-use crate::state::{State, Voting};
+use crate::state::{Running, State, Voting};
 use crate::types::{BootId, ResourceId, Tick};
 
 /// Clocks may differ in speed by this much, in parts per million; a lease allows for it twice.
@@ -17,9 +17,14 @@ impl State {
     /// Somebody else could be granted the resource while this node serves it.
     pub(crate) fn needs_lease(&self, r: ResourceId) -> bool {
         let phase = self.seat(r).phase;
+        // After a restart of the supervisor alone the service runs on while nothing is learned yet.
+        let runs_on = matches!(phase, Phase::Unlearned | Phase::Resuming)
+            && self.seat(r).running == Some(Running::Serving)
+            && self.holds(r);
+        let serves = phase.serves() || runs_on;
         let outstanding =
             self.pact(r).is_some() && self.mirror.no_arbiter.get(&r) != Some(&self.seat(r).epoch);
-        self.config.voting == Voting::Arbiter && phase.serves() && (outstanding || phase == Phase::Protecting)
+        self.config.voting == Voting::Arbiter && serves && (outstanding || phase == Phase::Protecting)
     }
 
     pub(crate) fn any_needs_lease(&self) -> bool {
@@ -47,6 +52,9 @@ impl State {
         }
         let durable = self.durable.iter().flat_map(|m| &m.registers).map(|(id, r)| (*id, *r)).collect();
         self.send_peer(now, out, ToPeer::Mirror(durable));
+        let takes_over = !self.drained && !self.frozen() && self.mirror_readable;
+        let condition = self.condition.clone();
+        self.send_peer(now, out, ToPeer::Condition { condition, takes_over });
         let mut lease_wanted = false;
         for r in self.config.resources.clone() {
             lease_wanted |= self.holds(r) && (self.pact(r).is_some() || self.seat(r).phase == Phase::Marking);
@@ -60,10 +68,7 @@ impl State {
         if !self.any_needs_lease() {
             self.tell(now, out, Action::Deadman(now.plus(lease_ms)), vec![]);
         }
-        if self.gate_open {
-            let until = self.gate_until(now);
-            self.tell(now, out, Action::OpenGate(until), vec![]);
-        }
+        self.refresh_gates(now, out);
     }
 
     /// A renewal that was sent at `sequence` was heard.
@@ -92,17 +97,13 @@ impl State {
         self.send_peer(now, out, ToPeer::LeasePromised { boot, sequence });
     }
 
-    /// The end without Solo: first nobody is answered any more, then everything is killed.
-    pub(crate) fn lease_ended(&mut self, now: Tick, out: &mut Actions) {
+    /// The end without Solo: the gate closes and everything is killed.
+    pub(crate) fn lease_ended(&mut self) {
         if self.broken(Mutation::LeaseEndIgnored) {
             return;
         }
         for r in self.config.resources.clone() {
             if self.needs_lease(r) {
-                if self.gate_open {
-                    self.gate_open = false;
-                    self.tell(now, out, Action::CloseGate, vec![]);
-                }
                 self.go(r, Phase::Fenced);
             }
         }

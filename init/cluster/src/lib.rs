@@ -9,10 +9,13 @@
 mod absorb;
 pub mod action;
 pub mod arbiter;
+mod condition;
+mod crash;
 mod degrade;
 pub mod disk;
 pub mod event;
-mod gate;
+pub mod eventlog;
+pub mod gate;
 mod intents;
 mod lease;
 pub mod message;
@@ -32,6 +35,7 @@ mod switchover;
 mod takeover;
 pub mod types;
 
+pub use crash::{CRASHES_MAX, CRASHES_WITHIN_MS};
 pub use lease::DRIFT_PPM;
 pub use mutation::Mutations;
-pub use state::{ARBITER_GONE_MS, Config, Found, State, Voting, step};
+pub use state::{ARBITER_GONE_MS, Config, Found, Running, State, Voting, step};

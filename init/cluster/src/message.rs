@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::event::Condition;
 use crate::register::{Change, Conflict, Register};
 use crate::types::{BootId, Epoch, Generation, Incarnation, Node, Pact, RequestId, ResourceId};
 
@@ -143,6 +144,13 @@ pub enum Refusal {
 pub enum ToPeer {
     /// What the sender's mirror holds; also the sign of life.
     Mirror(Registers),
+    /// What the sender sees of itself.
+    Condition {
+        /// Its ports and disks.
+        condition: Condition,
+        /// It would take over what it may: neither drained nor frozen, and its record of its state is whole.
+        takes_over: bool,
+    },
     /// Asks the standby to promise not to take over for T (section 3).
     RenewLease {
         /// The holder's boot.

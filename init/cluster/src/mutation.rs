@@ -50,6 +50,10 @@ pub enum Mutation {
     IncarnationIgnored,
     /// Rule 10: the holder records first and the standby renounces afterwards.
     RenounceLast,
+    /// Section 4: after a crash in Sync clients are let in before the standby has what recovery brought back.
+    NoHoldBack,
+    /// Section 4: a service that crashed in Solo is given to the standby.
+    CrashReleasesSolo,
     /// Leases: the standby forgets its promise when it restarts.
     PromiseForgotten,
     /// Leases: the standby promises while its own take-over is open.
@@ -61,7 +65,7 @@ pub enum Mutation {
 impl Mutation {
     /// All of them.
     #[cfg(feature = "mutations")]
-    pub const ALL: [Mutation; 23] = {
+    pub const ALL: [Mutation; 25] = {
         use Mutation::*;
         [
             DropBeforeSolo,
@@ -84,6 +88,8 @@ impl Mutation {
             OneMirrorHeard,
             IncarnationIgnored,
             RenounceLast,
+            NoHoldBack,
+            CrashReleasesSolo,
             PromiseForgotten,
             PromiseWithTakeOverOpen,
             LeaseEndIgnored,

@@ -175,12 +175,14 @@ pub const EDGES: &[(Phase, Phase, &str)] = {
         (Unlearned, Resuming, "register: held here"),
         (Unlearned, Starting, "no arbiter, peer consulted"),
         (Unlearned, Inspecting, "register: held by the peer"),
-        (Unlearned, Fenced, "held by the peer, and the service still runs"),
+        (Unlearned, Fenced, "runs, and is held by the peer or the lease is lost"),
         (Unlearned, Refused, "data is not what was won with"),
+        (Unlearned, Following, "held by the peer, and follows already"),
         (Founding, Starting, "won"),
         (Founding, Unlearned, "lost"),
         (Resuming, Starting, "won"),
         (Resuming, Unlearned, "lost"),
+        (Resuming, Fenced, "runs on, and the lease is lost"),
         (Starting, Alone, "serving, Solo"),
         (Starting, HeldBack, "serving, Sync"),
         (Starting, Fenced, "authority or lease lost, or did not start"),
@@ -227,6 +229,9 @@ pub const EDGES: &[(Phase, Phase, &str)] = {
         (HandingOver, Fenced, "did not stop cleanly"),
         (Released, Unlearned, "taken by the peer, or not in time"),
         (Fenced, Unlearned, "nothing runs"),
+        (Fenced, Released, "crashed in Sync, standby may take it"),
+        (Fenced, Refused, "crashed too often"),
+        (Refused, Unlearned, "operator: look again"),
         (Inspecting, Attaching, "can stream"),
         (Inspecting, Clearing, "cannot stream"),
         (Inspecting, Refused, "another system's data"),
@@ -250,6 +255,7 @@ pub const EDGES: &[(Phase, Phase, &str)] = {
         (Renouncing, Fenced, "held here after all"),
         (Inspecting, Stopping, "holder lost, or operator"),
         (Attaching, Stopping, "holder lost, or operator"),
+        (Cloning, Stopping, "operator"),
         (Stopping, Claiming, "nothing received any more"),
         (Stopping, Forcing, "nothing received any more, operator"),
         (Stopping, Inspecting, "nothing left to claim"),
@@ -296,7 +302,7 @@ mod tests {
             reached.insert(*to);
         }
         assert_eq!(reached.len(), Phase::ALL.len());
-        assert!(Phase::ALL.iter().all(|p| *p == Phase::Refused || EDGES.iter().any(|(a, _, _)| a == p)));
+        assert!(Phase::ALL.iter().all(|p| EDGES.iter().any(|(a, _, _)| a == p)));
     }
 
     /// No way leads into serving except through a change of the register that this node asked for.

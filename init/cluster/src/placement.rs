@@ -1,4 +1,8 @@
-//! Virtual machines run where their volume is held, by priority, as far as the memory goes. Nothing ever moves back.
+//! Virtual machines run where their volume is held. Which of them run at all is settled by memory: a machine is admitted
+//! only if either node could hold it and all that come before it alone, so no take-over can run out of room. Nothing ever
+//! moves back.
+
+use std::cmp::Reverse;
 
 use serde::{Deserialize, Serialize};
 
@@ -19,39 +23,58 @@ pub struct Vm {
     pub priority: u8,
 }
 
-/// Which of the wanted machines fit, highest priority first (the lower id first among equals). A machine that runs
-/// keeps its memory whatever its priority: nothing is stopped to make room.
-pub fn admit(wanted: &[Vm], running: impl Fn(VmId) -> bool, memory_mib: u64) -> Vec<VmId> {
-    let mut order: Vec<&Vm> = wanted.iter().collect();
-    order.sort_by_key(|vm| (!running(vm.id), std::cmp::Reverse(vm.priority), vm.id));
-    let mut left = memory_mib;
-    let mut admitted = Vec::new();
-    for vm in order {
-        if vm.memory_mib <= left {
-            left -= vm.memory_mib;
-            admitted.push(vm.id);
-        }
-    }
-    admitted
+/// Which of the cluster's machines may run, in the order in which they start: by priority (the lower id first among
+/// equals), as far as the smaller node's memory goes. A machine that does not fit does not keep smaller ones out.
+pub fn admit(all: &[Vm], memory_mib: [u64; 2]) -> Vec<Vm> {
+    let mut order = all.to_vec();
+    order.sort_by_key(|vm| (Reverse(vm.priority), vm.id));
+    let mut left = memory_mib[0].min(memory_mib[1]);
+    order.retain(|vm| {
+        let fits = vm.memory_mib <= left;
+        left -= if fits { vm.memory_mib } else { 0 };
+        fits
+    });
+    order
 }
 
 impl State {
+    /// Machines that are configured and not admitted: losing a node would leave no room for them.
+    pub fn without_room(&self) -> Vec<VmId> {
+        let admitted = admit(&self.config.vms, self.config.memory_mib);
+        let out = |vm: &&Vm| admitted.iter().all(|a| a.id != vm.id);
+        self.config.vms.iter().filter(out).map(|vm| vm.id).collect()
+    }
+
     pub(crate) fn advance_vms(&mut self, now: Tick, out: &mut Actions) {
-        if self.config.vms.is_empty() {
-            return;
-        }
-        let here = |vm: &&Vm| self.seats.get(&vm.volume).is_some_and(|seat| seat.phase.admits());
-        let wanted: Vec<Vm> = self.config.vms.iter().filter(here).copied().collect();
-        let starting = |vm| self.pending.keys().any(|id| id.kind == crate::action::Kind::StartVm(vm));
-        let taken = |vm| self.vms_running.contains(&vm) || starting(vm);
-        let admitted = admit(&wanted, taken, self.config.memory_mib);
-        for vm in self.config.vms.clone() {
-            let runs = self.vms_running.contains(&vm.id);
-            if admitted.contains(&vm.id) && !runs {
+        for vm in admit(&self.config.vms, self.config.memory_mib) {
+            let here = self.admits(vm.volume);
+            if here && !self.vms_running.contains(&vm.id) {
                 self.issue(now, out, Some(vm.volume), Action::StartVm(vm.id), vec![]);
-            } else if runs && !wanted.iter().any(|w| w.id == vm.id) {
-                self.issue(now, out, Some(vm.volume), Action::StopVm(vm.id), vec![]);
             }
         }
+    }
+
+    /// Whatever stopped the volume has stopped its machines first, or moved them.
+    pub(crate) fn vms_left(&mut self, r: ResourceId) {
+        let volume = |id: &VmId| self.config.vms.iter().any(|vm| vm.id == *id && vm.volume == r);
+        self.vms_running.retain(|id| !volume(id));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vm(id: u16, memory_mib: u64, priority: u8) -> Vm {
+        Vm { id: VmId(id), volume: ResourceId(id), memory_mib, priority }
+    }
+
+    #[test]
+    fn the_smaller_node_decides_and_priority_orders() {
+        let all = [vm(0, 4_000, 1), vm(1, 3_000, 9), vm(2, 6_000, 5), vm(3, 1_000, 1)];
+        let ids = |memory| admit(&all, memory).iter().map(|vm| vm.id.0).collect::<Vec<_>>();
+        assert_eq!(ids([8_000, 64_000]), [1, 0, 3]);
+        assert_eq!(ids([64_000, 14_000]), [1, 2, 0, 3]);
+        assert_eq!(ids([500, 64_000]), [0u16; 0]);
     }
 }

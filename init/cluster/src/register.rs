@@ -71,6 +71,8 @@ pub enum Conflict {
     Party,
     /// The pact is not the register's.
     Pact,
+    /// The cluster has as many resources as it can have.
+    Full,
 }
 
 /// What the register would become; refused changes leave everything as it was.

@@ -1,5 +1,7 @@
 //! What an operator sees first: how well a resource is protected, and why not better.
 
+use crate::action::Relation;
+use crate::crash::CRASHES_MAX;
 use crate::event::{Link, Timer};
 use crate::phase::Phase;
 use crate::state::{State, Voting};
@@ -55,6 +57,20 @@ pub enum Cause {
     NoThirdVote,
     /// Automatic moves are frozen.
     Frozen,
+    /// The service crashed so often that it is not started again without an operator.
+    CrashLoop,
+    /// Two histories of one epoch: an operator names the side that goes on.
+    Split,
+    /// Every client port is down here.
+    ClientNetwork,
+    /// The volume is nearly full: new writers are refused.
+    NearlyFull,
+    /// This node is drained: it takes nothing over.
+    Drained,
+    /// The peer is drained or frozen, or cannot read its own record: it takes nothing over.
+    PeerPassive,
+    /// The other node has promoted and not checkpointed yet: a rewind must wait.
+    AwaitsCheckpoint,
 }
 
 /// What a forced take-over may cost.
@@ -75,7 +91,7 @@ impl State {
         if seat.phase == Phase::Following {
             return Protection::Standby;
         }
-        if !seat.phase.admits() {
+        if !self.admits(r) {
             return Protection::Down;
         }
         if seat.phase != Phase::Sync || seat.link != Observed::Known(Link::AtHead) {
@@ -86,7 +102,11 @@ impl State {
             Voting::FenceDevice => true,
             Voting::Strict | Voting::PrimaryBiased => false,
         };
-        if vote && !self.peer_silent && !self.frozen() { Protection::Full } else { Protection::NoTakeOver }
+        if vote && !self.peer_silent && self.peer_takes_over {
+            Protection::Full
+        } else {
+            Protection::NoTakeOver
+        }
     }
 
     /// Why it is not better, the nearest cause first; empty when it is as good as it can be.
@@ -97,7 +117,13 @@ impl State {
         let below_sync = phase.serves() && phase != Phase::Sync;
         let table = [
             (self.register(r).is_none(), Cause::NotFounded),
-            (phase == Phase::Refused, Cause::DataUnexpected),
+            (seat.split, Cause::Split),
+            (phase == Phase::Refused && seat.crashes >= CRASHES_MAX, Cause::CrashLoop),
+            (phase == Phase::Refused && !seat.split && seat.crashes < CRASHES_MAX, Cause::DataUnexpected),
+            (
+                phase == Phase::Inspecting && seat.relation == Some(Relation::TooEarly),
+                Cause::AwaitsCheckpoint,
+            ),
             (phase == Phase::Unlearned && !seat.learned, Cause::NotLearned),
             (matches!(phase, Phase::Clearing | Phase::Rewinding | Phase::Cloning), Cause::Repairing),
             (self.mirror.intent.is_some(), Cause::Unanswered),
@@ -112,6 +138,10 @@ impl State {
                 Cause::Protecting,
             ),
             (self.peer_silent, Cause::PeerSilent),
+            (phase.serves() && !self.peer_silent && !self.peer_takes_over, Cause::PeerPassive),
+            (self.condition.clients_up == Some(false), Cause::ClientNetwork),
+            (phase.serves() && self.nearly_full(r), Cause::NearlyFull),
+            (self.drained, Cause::Drained),
             (arbiter && self.arbiter.silent, Cause::ArbiterSilent),
             (arbiter && !self.arbiter.silent && !self.arbiter.heard_both, Cause::ArbiterHeardOne),
             (self.arbiter.amnesia, Cause::ArbiterAmnesia),

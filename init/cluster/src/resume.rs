@@ -4,7 +4,7 @@ use crate::action::{Action, Actions, Need};
 use crate::event::Link;
 use crate::mutation::Mutation;
 use crate::phase::Phase;
-use crate::state::State;
+use crate::state::{Running, State};
 use crate::types::{Observed, ResourceId, Tick};
 
 impl State {
@@ -32,7 +32,13 @@ impl State {
             return;
         }
         if !mine {
-            return self.go(r, if self.seat(r).running { Phase::Fenced } else { Phase::Inspecting });
+            let next = match self.seat(r).running {
+                Some(Running::Serving) => Phase::Fenced,
+                // Only the supervisor restarted; its standby streams on.
+                Some(Running::Following) => Phase::Following,
+                None => Phase::Inspecting,
+            };
+            return self.go(r, next);
         }
         if self.intent_open(r, |_| true) {
             return; // The answer to what was asked before the restart comes first.
@@ -58,6 +64,8 @@ impl State {
 
     pub(crate) fn served(&mut self, r: ResourceId, done: bool) {
         if self.seat(r).phase == Phase::Starting {
+            // Perhaps it was a standby's data until now: whoever rewinds to it needs a checkpoint of this timeline.
+            self.seat_mut(r).checkpoint_due = done;
             let next = match (done, self.acknowledges_alone(r)) {
                 (false, _) => Phase::Fenced,
                 (true, true) => Phase::Alone,
@@ -72,6 +80,9 @@ impl State {
     pub(crate) fn held_back(&mut self, now: Tick, r: ResourceId, out: &mut Actions) {
         if self.standby_is_lost(r) {
             return self.leave_sync(r);
+        }
+        if self.broken(Mutation::NoHoldBack) {
+            return self.go(r, Phase::Admitting);
         }
         if self.seat(r).link == Observed::Known(Link::AtHead) {
             self.issue(now, out, Some(r), Action::Canary, vec![]);

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::action::{Action, ActionId, Actions, Control, Issued, Kind, Need, Relation};
+use crate::action::{Action, ActionId, Actions, Control, Issued, Kind, Need, Relation, VipId, VmId};
 use crate::disk::{MarkerFile, Mirror};
-use crate::event::{Event, Link, Timer};
+use crate::event::{Condition, Event, Link, Timer};
+use crate::gate::Vip;
 use crate::mutation::{Mutation, Mutations};
 use crate::phase::{Phase, legal};
 use crate::placement::Vm;
@@ -36,7 +37,7 @@ pub enum Voting {
 }
 
 /// What does not change while the core runs.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Config {
     /// This node.
     pub me: Node,
@@ -48,21 +49,35 @@ pub struct Config {
     pub resources: Vec<ResourceId>,
     /// Virtual machines, with the volumes that they need.
     pub vms: Vec<Vm>,
-    /// Memory for virtual machines on this node, in MiB.
-    pub memory_mib: u64,
+    /// Memory for virtual machines, in MiB, of each node.
+    pub memory_mib: [u64; 2],
+    /// Virtual addresses, with the resources that they belong to.
+    pub vips: Vec<Vip>,
     /// Broken clauses, for tests of the tests.
+    #[serde(skip)]
     pub mutations: Mutations,
 }
 
+/// How a service that outlived an earlier run of the supervisor runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Running {
+    /// As a holder.
+    Serving,
+    /// As a standby that receives, or tries to.
+    Following,
+}
+
 /// What was found on the state partition at the start, and what still runs.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Found {
     /// The mirror; `None` when it cannot be read.
     pub mirror: Option<Mirror>,
     /// Marker files that can be read.
     pub markers: BTreeMap<ResourceId, MarkerFile>,
     /// Services that outlived an earlier run of the supervisor.
-    pub running: BTreeSet<ResourceId>,
+    pub running: BTreeMap<ResourceId, Running>,
+    /// Virtual machines that did.
+    pub vms: BTreeSet<VmId>,
 }
 
 /// One resource on this node.
@@ -73,8 +88,10 @@ pub(crate) struct Seat {
     pub(crate) epoch: Epoch,
     /// The register was learned from somebody else since the service stopped.
     pub(crate) learned: bool,
+    /// Clients were let in, and nothing has put them out since.
+    pub(crate) clients_in: bool,
     /// Something of the service may run.
-    pub(crate) running: bool,
+    pub(crate) running: Option<Running>,
     pub(crate) control: Observed<Control>,
     pub(crate) link: Observed<Link>,
     pub(crate) marker: Observed<MarkerFile>,
@@ -98,6 +115,18 @@ pub(crate) struct Seat {
     pub(crate) leave: bool,
     pub(crate) forced: bool,
     pub(crate) flaps: u8,
+    /// It ended by itself, or hangs and was killed, while the standby had everything: the standby may take it.
+    pub(crate) crashed: bool,
+    /// Crashes within the last [`crate::CRASHES_WITHIN_MS`].
+    pub(crate) crashes: u8,
+    pub(crate) unhealthy: bool,
+    /// The peer was heard after it had been switched off and before that change was on disk: it may have resumed, so it is
+    /// switched off once more.
+    pub(crate) fence_again: bool,
+    /// Promoted, and no checkpoint since.
+    pub(crate) checkpoint_due: bool,
+    /// New writers are refused: the volume is nearly full.
+    pub(crate) limited: Option<bool>,
 }
 
 /// What is known of the arbiter.
@@ -129,12 +158,18 @@ pub struct State {
     pub(crate) peer_silent: bool,
     /// The peer's mirror was seen in this boot.
     pub(crate) peer_consulted: bool,
+    /// The peer said that it would take over.
+    pub(crate) peer_takes_over: bool,
     pub(crate) peer_off: bool,
     pub(crate) pending: BTreeMap<ActionId, Tick>,
     pub(crate) timers: BTreeMap<Timer, Tick>,
-    pub(crate) gate_open: bool,
+    pub(crate) gates_open: BTreeSet<VipId>,
+    pub(crate) lease_was_needed: bool,
+    pub(crate) condition: Condition,
+    pub(crate) peer_condition: Condition,
+    pub(crate) clients_lost: bool,
     pub(crate) drained: bool,
-    pub(crate) vms_running: BTreeSet<crate::action::VmId>,
+    pub(crate) vms_running: BTreeSet<VmId>,
     /// Edges taken in the last step, for logs and for the coverage of tests.
     pub(crate) edges: Vec<(ResourceId, Phase, Phase)>,
 }
@@ -155,7 +190,8 @@ impl State {
             phase: Phase::Unlearned,
             epoch: Epoch(0),
             learned: false,
-            running: found.running.contains(resource),
+            clients_in: false,
+            running: found.running.get(resource).copied(),
             control: Observed::Unknown,
             link: Observed::Unknown,
             marker: Observed::Known(found.markers.get(resource).copied().unwrap_or_default()),
@@ -172,9 +208,17 @@ impl State {
             leave: false,
             forced: false,
             flaps: 0,
+            crashed: false,
+            crashes: 0,
+            unhealthy: false,
+            fence_again: false,
+            checkpoint_due: false,
+            limited: None,
         };
         let seats = config.resources.iter().map(|r| (*r, seat(r))).collect();
         let lease_ms = config.lease_ms;
+        let served = |vip: &&Vip| found.running.get(&vip.resource) == Some(&Running::Serving);
+        let gates_open = config.vips.iter().filter(served).map(|vip| vip.id).collect();
         let mut timers = BTreeMap::from([
             (Timer::Beat, now),
             // Whatever the last run of this supervisor promised still holds.
@@ -197,12 +241,17 @@ impl State {
             arbiter: ArbiterView { silent: true, ..ArbiterView::default() },
             peer_silent: false,
             peer_consulted: false,
+            peer_takes_over: false,
             peer_off: false,
             pending: BTreeMap::new(),
             timers,
-            gate_open: false,
+            gates_open,
+            lease_was_needed: false,
+            condition: Condition::default(),
+            peer_condition: Condition::default(),
+            clients_lost: false,
             drained: false,
-            vms_running: BTreeSet::new(),
+            vms_running: found.vms,
             edges: Vec::new(),
         }
     }
@@ -232,9 +281,9 @@ impl State {
         &self.edges
     }
 
-    /// The virtual address may answer here.
-    pub fn gate_is_open(&self) -> bool {
-        self.gate_open
+    /// The virtual addresses that may answer here.
+    pub fn gates_open(&self) -> &BTreeSet<VipId> {
+        &self.gates_open
     }
 
     pub(crate) fn seat(&self, resource: ResourceId) -> &Seat {
@@ -270,8 +319,13 @@ impl State {
             seat.attempt = 0;
         }
         seat.phase = to;
+        match to {
+            Phase::Alone | Phase::Sync => seat.clients_in = true,
+            Phase::Starting | Phase::HeldBack | Phase::Promoting => seat.clients_in = false,
+            _ => {}
+        }
         if to.serves() {
-            seat.running = true;
+            seat.running = Some(Running::Serving);
         }
         self.edges.push((resource, from, to));
     }
@@ -288,6 +342,7 @@ impl State {
         let id = ActionId { resource, kind: action.kind() };
         let retry = match id.kind {
             Kind::WriteMarker => resource.map_or(Timer::Retry(None), Timer::RetryMarker),
+            kind if kind.aside() => resource.map_or(Timer::Retry(None), Timer::RetryAside),
             _ => Timer::Retry(resource),
         };
         if action.completes() && (self.pending.contains_key(&id) || self.armed(retry)) {
@@ -310,6 +365,11 @@ impl State {
         self.register(resource).is_some_and(|r| r.holder == self.config.me)
     }
 
+    /// Clients are served here.
+    pub(crate) fn admits(&self, resource: ResourceId) -> bool {
+        self.seats.get(&resource).is_some_and(|seat| seat.phase.admits() && seat.clients_in)
+    }
+
     pub(crate) fn pact(&self, resource: ResourceId) -> Option<Pact> {
         match self.register(resource)?.mode {
             Mode::Sync(pact) => Some(pact),
@@ -326,9 +386,11 @@ impl State {
     /// Some action on the resource is under way, so that its completion may still come (a marker's is told apart by
     /// what it wrote, and the ladder may always be climbed again).
     pub(crate) fn busy(&self, resource: ResourceId) -> bool {
-        self.pending
-            .keys()
-            .any(|id| id.resource == Some(resource) && !matches!(id.kind, Kind::WriteMarker | Kind::Kill))
+        self.pending.keys().any(|id| {
+            id.resource == Some(resource)
+                && !matches!(id.kind, Kind::WriteMarker | Kind::Kill)
+                && !id.kind.aside()
+        })
     }
 
     pub(crate) fn frozen(&self) -> bool {
@@ -350,8 +412,9 @@ impl State {
                 break;
             }
         }
-        self.advance_vms(now, out);
         self.advance_gate(now, out);
+        self.advance_vms(now, out);
+        self.advance_aside(now, out);
     }
 
     fn advance_one(&mut self, now: Tick, r: ResourceId, out: &mut Actions) {

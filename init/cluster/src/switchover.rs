@@ -4,19 +4,15 @@ use crate::action::{Action, Actions};
 use crate::event::{Link, Timer};
 use crate::message::{ToArbiter, ToPeer};
 use crate::phase::Phase;
-use crate::state::{State, Voting};
+use crate::state::State;
 use crate::types::{Observed, ResourceId, Tick};
 
 impl State {
     /// Only from Sync, with the standby at head and an arbiter to tell: without one, a hand-over that the other node
     /// has not heard of yet and a holder that goes on could both be right.
     pub(crate) fn consider_leaving(&mut self, r: ResourceId) {
-        let wanted = self.seat(r).leave || self.drained;
-        let able = self.config.voting == Voting::Arbiter
-            && self.arbiter.session.is_some()
-            && !self.arbiter.silent
-            && self.arbiter.heard_both
-            && !self.peer_silent
+        let wanted = self.seat(r).leave || self.drained || self.better_elsewhere(r);
+        let able = self.may_hand_over()
             && self.seat(r).link == Observed::Known(Link::AtHead)
             && !self.armed(Timer::Retry(Some(r)));
         if wanted && able && !self.busy(r) {
@@ -39,7 +35,8 @@ impl State {
             return self.go(r, Phase::Fenced);
         }
         self.go(r, Phase::Released);
-        self.seat_mut(r).running = false;
+        self.seat_mut(r).running = None;
+        self.vms_left(r);
         self.arm(Timer::HandOver(r), now.plus(self.config.lease_ms));
         self.arm(Timer::Beat, now);
     }

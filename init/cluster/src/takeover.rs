@@ -57,7 +57,10 @@ impl State {
     /// An operator takes what the peer holds; the price was shown ([`State::price`]).
     pub(crate) fn force(&mut self, r: ResourceId) {
         let Some(seat) = self.seats.get_mut(&r) else { return };
-        if matches!(seat.phase, Phase::Following | Phase::Inspecting | Phase::Attaching) {
+        if seat.phase == Phase::Refused && seat.split {
+            return self.keep_this_side(r);
+        }
+        if matches!(seat.phase, Phase::Following | Phase::Inspecting | Phase::Attaching | Phase::Cloning) {
             seat.forced = true;
             self.go(r, Phase::Stopping);
         }
@@ -89,6 +92,8 @@ impl State {
         if phase == Phase::Stopping {
             if self.broken(Mutation::ReceiverNotStopped) {
                 self.claim_or_return(r);
+            } else if self.seat(r).control == Observed::Unknown && !self.busy(r) {
+                self.issue(now, out, Some(r), Action::ReadControl, vec![]);
             } else if !self.busy(r) {
                 self.issue(now, out, Some(r), Action::StopFollowing, vec![]);
             }
@@ -101,10 +106,32 @@ impl State {
                 }
                 Observed::Known(_) => self.go(r, if good { Phase::Promoting } else { Phase::Refused }),
             }
-        } else if phase == Phase::Promoting && self.register_durable(r) {
+        } else if phase == Phase::Promoting && self.register_durable(r) && self.stays_off(now, r, out) {
             let needs = vec![Need::RegisterDurable(r, epoch), Need::NotFollowing(r)];
             self.issue(now, out, Some(r), Action::Promote, needs);
         }
+    }
+
+    /// The peer was heard although it had been switched off.
+    pub(crate) fn peer_is_back(&mut self) {
+        if self.config.voting != Voting::FenceDevice {
+            return;
+        }
+        for r in self.config.resources.clone() {
+            let open = matches!(self.seat(r).phase, Phase::Promoting | Phase::Dropping | Phase::Checking);
+            let renounced = self.seat(r).phase == Phase::Dropping && self.seat(r).renounced.is_some();
+            self.seat_mut(r).fence_again |= open && !renounced && !self.register_durable(r);
+        }
+    }
+
+    /// What was won over a peer that was switched off is carried out only over one that is still off.
+    pub(crate) fn stays_off(&mut self, now: Tick, r: ResourceId, out: &mut Actions) -> bool {
+        if self.seat(r).fence_again && !self.peer_off {
+            self.issue(now, out, None, Action::FencePeer, vec![]);
+            return false;
+        }
+        self.seat_mut(r).fence_again = false;
+        true
     }
 
     pub(crate) fn following(&mut self, r: ResourceId) {

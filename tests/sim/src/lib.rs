@@ -2,4 +2,5 @@
 
 pub mod explore;
 pub mod mutate;
+pub mod report;
 pub mod sim;

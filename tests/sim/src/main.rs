@@ -6,11 +6,16 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use dyad_cluster::{Voting, phase::EDGES};
 use dyad_sim::explore::{Bounds, Exploration, NOTHING, STORM, explore, walk};
+use dyad_sim::report::{many, times};
+use dyad_sim::sim::{HARMLESS, Plan};
 use dyad_sim::{mutate, sim};
 
 const USAGE: &str = "usage: dyad-sim COMMAND
-  sim --seeds A..B [--json]   histories of whole clusters
-  sim --seed N                one of them, told in full
+  sim --seeds A..B [--json | --threads N]   histories of whole clusters
+  sim --seed N                one of them, told in full; a broken one without the faults that it does not need
+  sim coverage --seeds A..B   which edges were never taken under which fault
+  sim harmless N              N episodes of each kind in which nothing may move
+  sim times N                 simulated times of take-over, degrade and protection, over N runs each
   explore STATES              every order of everything, breadth first, at most so many states
   walk --seeds A..B           deep random histories of the explorer
   mutate --seeds N            each named mutation, at most so many seeds";
@@ -23,37 +28,63 @@ fn range(text: &str) -> Result<std::ops::Range<u64>> {
     Ok(from.parse().context("A of A..B is not a number")?..to.parse().context("B of A..B is not a number")?)
 }
 
-fn simulate(seeds: std::ops::Range<u64>, json: bool) -> bool {
-    let count = seeds.end.saturating_sub(seeds.start);
-    let (mut writes, mut changes, mut faults, mut take_overs) = (0, 0, 0, 0);
-    for seed in seeds {
-        let run = sim::run(seed, &[]);
-        (writes, changes) = (writes + run.acknowledged, changes + run.changes);
-        (faults, take_overs) = (faults + run.faults, take_overs + run.take_overs);
-        if let Some(violation) = run.violation {
-            println!("seed {seed}: {violation}\nreplay: cargo run -p dyad-sim -- sim --seed {seed}");
-            return false;
-        }
-    }
-    if json {
-        println!(
-            "{{\"histories\":{count},\"acknowledged\":{writes},\"changes\":{changes},\"take_overs\":{take_overs},\"faults\":{faults},\"violations\":0}}"
-        );
-    } else {
-        println!(
-            "{count} histories: {writes} acknowledged writes, {changes} changes of authority, {take_overs} take-overs, {faults} faults, 0 violations"
-        );
-    }
-    true
+fn number(text: &str) -> Result<u64> {
+    text.parse().with_context(|| format!("{text:?} is not a number"))
 }
 
-fn replay(seed: u64) -> bool {
-    let run = sim::run(seed, &[]);
-    for line in &run.log {
-        println!("{line}");
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn simulate(seeds: std::ops::Range<u64>, threads: usize, json: bool) -> bool {
+    let sum = many(seeds, threads, Plan::drawn);
+    for (seed, violation) in &sum.violations {
+        println!("seed {seed}: {violation}\nreplay: cargo xtask sim --seed {seed}");
     }
+    println!("{}", if json { sum.json() } else { sum.line() });
+    sum.violations.is_empty()
+}
+
+/// Tells a seed's history; a broken one without the faults that it does not need.
+fn replay(seed: u64) -> bool {
+    let drawn = Plan::drawn(seed);
+    let breaks = |plan: &Plan| sim::play(plan, &[], false).violation.is_some();
+    let plan = if breaks(&drawn) { drawn.shrunk(breaks) } else { drawn };
+    println!("third vote: {:?}", plan.voting);
+    for event in &plan.events {
+        println!("{:>8}..{:<8} {}", event.at_ms, event.until_ms, event.fault);
+    }
+    let run = sim::play(&plan, &[], true);
+    run.log.iter().for_each(|line| println!("{line}"));
     println!("{}", run.violation.as_deref().unwrap_or("no violation"));
     run.violation.is_none()
+}
+
+fn coverage(seeds: std::ops::Range<u64>) -> bool {
+    let sum = many(seeds, threads(), Plan::drawn);
+    println!("{}\n{}", sum.coverage(), sum.line());
+    sum.violations.is_empty()
+}
+
+/// Kinds of episodes in which nothing may move.
+fn harmless(count: u64) -> bool {
+    println!(
+        "| nothing moves under | episodes | closures, promotions, restarts | violations |\n|---|---|---|---|"
+    );
+    HARMLESS.iter().all(|kind| {
+        let sum = many(0..count, threads(), |seed| Plan::harmless(kind, seed));
+        println!("| {kind} | {} | {} | {} |", sum.histories, sum.moved, sum.violations.len());
+        sum.violations.iter().for_each(|(seed, violation)| println!("{kind}, seed {seed}: {violation}"));
+        sum.violations.is_empty()
+    })
+}
+
+fn figures(runs: u64) {
+    for lease_ms in [3_000, 5_000, 15_000] {
+        for (name, mut times) in times(lease_ms, runs) {
+            println!("| T = {} s | {name} | {} |", lease_ms / 1000, times.line());
+        }
+    }
 }
 
 fn show(found: &Exploration) -> bool {
@@ -126,9 +157,18 @@ fn mutations(seeds: u64) -> bool {
 
 fn run(args: &[&str]) -> Result<bool> {
     Ok(match args {
-        ["sim", "--seeds", seeds] => simulate(range(seeds)?, false),
-        ["sim", "--seeds", seeds, "--json"] => simulate(range(seeds)?, true),
-        ["sim", "--seed", seed] => replay(seed.parse().context("the seed is not a number")?),
+        ["sim", "--seeds", seeds] => simulate(range(seeds)?, threads(), false),
+        ["sim", "--seeds", seeds, "--json"] => simulate(range(seeds)?, threads(), true),
+        ["sim", "--seeds", seeds, "--threads", count] => {
+            simulate(range(seeds)?, number(count)? as usize, false)
+        }
+        ["sim", "--seed", seed] => replay(number(seed)?),
+        ["sim", "coverage", "--seeds", seeds] => coverage(range(seeds)?),
+        ["sim", "harmless", count] => harmless(number(count)?),
+        ["sim", "times", runs] => {
+            figures(number(runs)?);
+            true
+        }
         ["explore", states] => explore_all(states.parse().context("STATES is not a number")?),
         ["walk", "--seeds", seeds] => walk_all(range(seeds)?),
         ["mutate", "--seeds", seeds] => {

@@ -117,6 +117,8 @@ pub const OPEN: &[Mutation] = &[
     Mutation::GenerationNotCompared,
     Mutation::NoLeaseBeforeSync,
     Mutation::PromiseWithTakeOverOpen,
+    Mutation::CrashReleasesSolo,
+    Mutation::NoHoldBack,
 ];
 
 /// Histories of the simulator cost as much as this many of the explorer.

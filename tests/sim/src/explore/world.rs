@@ -14,7 +14,7 @@ use dyad_cluster::register::{Mode, Reason, Register};
 use dyad_cluster::types::{
     BootId, Epoch, Generation, Incarnation, Node, ResourceId, SystemId, Tick, Timeline,
 };
-use dyad_cluster::{Config, Found, Mutations, State, Voting, step};
+use dyad_cluster::{Config, Found, Mutations, Running, State, Voting, step};
 
 use super::shared::Shared;
 
@@ -180,13 +180,19 @@ impl World {
             voting,
             resources: vec![R],
             vms: Vec::new(),
-            memory_mib: 0,
+            memory_mib: [0; 2],
+            vips: Vec::new(),
             mutations,
         };
         let found = Found {
             mirror: Some(machine.mirror.clone()),
             markers: BTreeMap::from([(R, machine.marker)]),
-            running: if machine.service == Service::Stopped { BTreeSet::new() } else { BTreeSet::from([R]) },
+            running: match machine.service {
+                Service::Stopped => BTreeMap::new(),
+                Service::Following => BTreeMap::from([(R, Running::Following)]),
+                Service::Serving { .. } => BTreeMap::from([(R, Running::Serving)]),
+            },
+            vms: BTreeSet::new(),
         };
         let boot = BootId { count: machine.boot, nonce: machine.boot * 2 + node.index() as u64 };
         machine.state = Some(State::new(config, boot, NOW, found));
@@ -251,11 +257,18 @@ impl World {
             Action::ToArbiter(message) => {
                 self.post(Letter::Ask(node, message));
             }
-            Action::ToPeer(ToPeer::Mirror(_) | ToPeer::RenewLease { .. } | ToPeer::LeasePromised { .. }) => {}
+            Action::ToPeer(
+                ToPeer::Mirror(_)
+                | ToPeer::Condition { .. }
+                | ToPeer::RenewLease { .. }
+                | ToPeer::LeasePromised { .. },
+            ) => {}
             Action::ToPeer(message) => {
                 self.post(Letter::Peer(node.peer(), message));
             }
-            Action::Deadman(_) | Action::OpenGate(_) | Action::CloseGate => {}
+            Action::Deadman(_) | Action::OpenGate { .. } | Action::CloseGate(_) => {}
+            // These go on beside the protocol; the simulator has them.
+            Action::Checkpoint | Action::LimitWrites(_) | Action::StartVm(_) => {}
             _ => {
                 self.machines[node.index()].change().pending.insert(issued.id, issued);
             }
@@ -416,10 +429,11 @@ impl World {
             Action::ToArbiter(_)
             | Action::ToPeer(_)
             | Action::Deadman(_)
-            | Action::OpenGate(_)
-            | Action::CloseGate
-            | Action::StartVm(_)
-            | Action::StopVm(_) => {}
+            | Action::OpenGate { .. }
+            | Action::CloseGate(_)
+            | Action::Checkpoint
+            | Action::LimitWrites(_)
+            | Action::StartVm(_) => {}
         }
         done
     }

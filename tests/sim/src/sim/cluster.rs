@@ -2,55 +2,32 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dyad_cluster::action::Issued;
+use dyad_cluster::action::{Issued, VmId};
 use dyad_cluster::arbiter::{Arbiter, Durable};
-use dyad_cluster::disk::{MarkerFile, Mirror};
-use dyad_cluster::event::{Command, Event};
+use dyad_cluster::event::Event;
+use dyad_cluster::eventlog::Entry;
+use dyad_cluster::gate::Vip;
 use dyad_cluster::message::{Authenticated, ToArbiter};
 use dyad_cluster::mutation::Mutation;
 use dyad_cluster::phase::Phase;
+use dyad_cluster::placement::Vm;
 use dyad_cluster::register::{Mode, Reason, Register};
-use dyad_cluster::types::{BootId, Epoch, Generation, Incarnation, Node, ResourceId, Tick};
-use dyad_cluster::{Config, Found, Mutations, State, Voting, step};
+use dyad_cluster::report::Protection;
+use dyad_cluster::types::{Epoch, Incarnation, Node, ResourceId, Tick};
+use dyad_cluster::{Config, Mutations, Voting, step};
 
-use super::database::{Clock, Database};
-use super::faults::{Class, Fault};
+use super::faults::{Fault, Wire};
+use super::machine::Machine;
 use super::oracles;
+use super::plan::{Class, Plan};
 use super::random::Random;
 
-/// T of every simulated cluster.
-pub(crate) const LEASE_MS: u64 = 3_000;
 /// Replication, clients and oracles look around this often.
 pub(crate) const LOOK_MS: u64 = 20;
-/// Resources of every simulated cluster.
-pub(crate) const RESOURCES: usize = 2;
-
-/// One direction of one link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wire {
-    ToPeer(Node),
-    ToWitness(Node),
-    FromWitness(Node),
-}
-
-impl Wire {
-    pub(crate) const ALL: [Wire; 6] = [
-        Wire::ToPeer(Node::A),
-        Wire::ToPeer(Node::B),
-        Wire::ToWitness(Node::A),
-        Wire::ToWitness(Node::B),
-        Wire::FromWitness(Node::A),
-        Wire::FromWitness(Node::B),
-    ];
-
-    fn index(self) -> usize {
-        match self {
-            Wire::ToPeer(n) => n.index(),
-            Wire::ToWitness(n) => 2 + n.index(),
-            Wire::FromWitness(n) => 4 + n.index(),
-        }
-    }
-}
+/// The database's virtual address.
+pub(crate) const VIP: dyad_cluster::action::VipId = dyad_cluster::action::VipId(0);
+/// The database.
+pub(crate) const DATABASE: ResourceId = ResourceId(0);
 
 /// Something that happens at a moment.
 #[derive(Debug, Clone)]
@@ -67,119 +44,141 @@ pub(crate) enum Happening {
     /// A fault begins, and will be over at the moment given.
     Begin(Fault, u64),
     End(Fault),
+    PowerOn(Node),
     Peace,
 }
 
-/// One machine.
-#[derive(Debug)]
-pub(crate) struct Machine {
-    pub(crate) state: Option<State>,
-    pub(crate) run: u64,
-    pub(crate) boot: u64,
-    pub(crate) powered: bool,
-    pub(crate) clock: Clock,
-    pub(crate) mirror: Mirror,
-    pub(crate) markers: BTreeMap<ResourceId, MarkerFile>,
-    pub(crate) databases: Vec<Database>,
-    /// True time until which the virtual address answers.
-    pub(crate) gate_until: u64,
-    pub(crate) deadman: Tick,
-    pub(crate) stalled_until: u64,
-    pub(crate) disk_fails: bool,
+/// Moments that figures are made of.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Moments {
+    /// Database: (register's reason, when).
+    pub(crate) changes: Vec<(Reason, u64)>,
+    /// Closures of the address, promotions, and starts of services after the first.
+    pub(crate) moved: u64,
 }
 
 /// Everything, and what the oracles remember.
 #[derive(Debug)]
 pub(crate) struct Cluster {
+    pub(crate) plan: Plan,
     pub(crate) now: u64,
     pub(crate) random: Random,
-    pub(crate) class: Class,
     queue: BTreeMap<(u64, u64), Happening>,
     sequence: u64,
     pub(crate) machines: [Machine; 2],
     pub(crate) arbiter: Option<Arbiter>,
     pub(crate) arbiter_disk: Durable,
-    incarnation: u64,
+    /// A copy that somebody made of the arbiter's disk, and when.
+    pub(crate) arbiter_copy: (u64, Durable),
+    pub(crate) incarnation: u64,
     cut: [u32; 6],
-    bad: u32,
-    mutations: Mutations,
+    pub(crate) active: BTreeMap<Fault, u32>,
+    pub(crate) mutations: Mutations,
     pub(crate) generations: u64,
     pub(crate) written: u64,
     /// By resource: write, node, epoch under which it was acknowledged.
     pub(crate) acknowledged: Vec<Vec<(u64, Node, u64)>>,
+    /// An operator took the resource from this node: what it still acknowledges is the price.
+    pub(crate) forced_from: Vec<Option<Node>>,
+    /// Acknowledged writes that a forced take-over gave up.
+    pub(crate) given_up: usize,
     /// By resource and timeline: the node that writes on it.
     pub(crate) timelines: BTreeMap<(usize, u32), Node>,
     pub(crate) changes: u64,
     pub(crate) take_overs: u64,
     pub(crate) faults: usize,
     pub(crate) peaceful_since: Option<u64>,
+    pub(crate) best_since: Option<u64>,
     pub(crate) edges: BTreeSet<(Phase, Phase)>,
-    pub(crate) log: Vec<String>,
+    /// Edges with the faults that were there when they were taken.
+    pub(crate) matrix: BTreeSet<((Phase, Phase), &'static str)>,
+    pub(crate) moments: Moments,
+    /// Short lines, if somebody wants to read them.
+    pub(crate) log: Option<Vec<String>>,
+    /// Node A's event log, if somebody wants to play it again.
+    pub(crate) recorded: Option<Vec<Entry>>,
+    told: [Vec<Protection>; 2],
     pub(crate) violation: Option<String>,
 }
 
 impl Cluster {
-    pub(crate) fn new(seed: u64, class: Class, broken: &[Mutation]) -> Cluster {
-        let mut random = Random(seed);
+    pub(crate) fn new(plan: &Plan, broken: &[Mutation], tell: bool) -> Cluster {
+        let mut random = Random(plan.seed);
         let founded =
             |holder| Register { epoch: Epoch(1), mode: Mode::Solo, holder, reason: Reason::Founded };
+        let count = usize::from(plan.volumes) + 1;
         let registers: BTreeMap<_, _> =
-            (0..RESOURCES).map(|r| (ResourceId(r as u16), founded(Node::BOTH[r % 2]))).collect();
-        let machine = |node: Node, random: &mut Random| Machine {
-            state: None,
-            run: 0,
-            boot: 0,
-            powered: false,
-            clock: Clock { offset_ms: random.between(5_000, 1 << 40), rate_ppm: random.between(0, 2_000) },
-            mirror: Mirror {
-                registers: registers.clone(),
-                won: registers
-                    .iter()
-                    .filter(|(_, r)| r.holder == node)
-                    .map(|(id, _)| (*id, Generation(1)))
-                    .collect(),
-                ..Mirror::default()
-            },
-            markers: BTreeMap::new(),
-            databases: (0..RESOURCES)
-                .map(|r| Database::new(if Node::BOTH[r % 2] == node { 1 } else { 2 }))
-                .collect(),
-            gate_until: 0,
-            deadman: Tick(u64::MAX),
-            stalled_until: 0,
-            disk_fails: false,
+            (0..count).map(|r| (ResourceId(r as u16), founded(Node::BOTH[r % 2]))).collect();
+        let machines = Node::BOTH.map(|node| Machine::new(node, &registers, &mut random));
+        let durable = match plan.voting {
+            Voting::Arbiter => Durable { registers, ..Durable::default() },
+            Voting::Strict | Voting::PrimaryBiased | Voting::FenceDevice => Durable::default(),
         };
-        let machines = [machine(Node::A, &mut random), machine(Node::B, &mut random)];
         let mut cluster = Cluster {
+            plan: plan.clone(),
             now: 0,
             random,
-            class,
             queue: BTreeMap::new(),
             sequence: 0,
             machines,
             arbiter: None,
-            arbiter_disk: Durable { registers, ..Durable::default() },
+            arbiter_copy: (0, durable.clone()),
+            arbiter_disk: durable,
             incarnation: 0,
             cut: [0; 6],
-            bad: 0,
+            active: BTreeMap::new(),
             mutations: Mutations::of(broken),
             generations: 2,
             written: 0,
-            acknowledged: vec![Vec::new(); RESOURCES],
+            acknowledged: vec![Vec::new(); count],
+            forced_from: vec![None; count],
+            given_up: 0,
             timelines: BTreeMap::new(),
             changes: 0,
             take_overs: 0,
             faults: 0,
             peaceful_since: None,
+            best_since: None,
             edges: BTreeSet::new(),
-            log: Vec::new(),
+            matrix: BTreeSet::new(),
+            moments: Moments::default(),
+            log: tell.then(Vec::new),
+            recorded: tell.then(Vec::new),
+            told: [Vec::new(), Vec::new()],
             violation: None,
         };
-        cluster.start_arbiter();
+        if plan.voting == Voting::Arbiter {
+            cluster.start_arbiter();
+        }
         cluster.power_on(Node::A);
         cluster.power_on(Node::B);
         cluster.put(LOOK_MS, Happening::Look);
+        for event in &plan.events {
+            cluster.put(event.at_ms, Happening::Begin(event.fault, event.until_ms));
+            cluster.put(event.until_ms, Happening::End(event.fault));
+        }
+        cluster.put(plan.peace_ms, Happening::Peace);
         cluster
+    }
+
+    pub(crate) fn config(&self, me: Node) -> Config {
+        let volumes = 1..=self.plan.volumes;
+        Config {
+            me,
+            lease_ms: self.plan.lease_ms,
+            voting: self.plan.voting,
+            resources: (0..=self.plan.volumes).map(ResourceId).collect(),
+            vms: volumes
+                .map(|v| Vm { id: VmId(v), volume: ResourceId(v), memory_mib: 1_024, priority: v as u8 })
+                .collect(),
+            memory_mib: [64 * 1_024; 2],
+            vips: vec![Vip { id: VIP, resource: DATABASE }],
+            mutations: self.mutations,
+        }
+    }
+
+    pub(crate) fn resources(&self) -> usize {
+        self.acknowledged.len()
     }
 
     pub(crate) fn put(&mut self, at: u64, what: Happening) {
@@ -187,59 +186,18 @@ impl Cluster {
         self.queue.insert((at, self.sequence), what);
     }
 
-    pub(crate) fn note(&mut self, line: String) {
-        self.log.push(format!("{:>9} {line}", self.now));
-    }
-
-    fn start_arbiter(&mut self) {
-        self.incarnation += 1;
-        // Arbiter's time is true time: nobody compares it with another clock.
-        let (nonce, now) = (Incarnation(self.incarnation), Tick(self.now));
-        let arbiter = Arbiter::start(self.arbiter_disk.clone(), nonce, now, LEASE_MS, false);
-        self.arbiter = Some(arbiter.with(self.mutations));
-    }
-
-    fn power_on(&mut self, node: Node) {
-        let machine = &mut self.machines[node.index()];
-        if !machine.powered {
-            machine.powered = true;
-            machine.boot += 1;
-            self.start_supervisor(node);
+    pub(crate) fn note(&mut self, line: impl FnOnce() -> String) {
+        if let Some(log) = &mut self.log {
+            log.push(format!("{:>8} {}", self.now, line()));
         }
     }
 
-    fn power_off(&mut self, node: Node) {
-        let machine = &mut self.machines[node.index()];
-        (machine.powered, machine.state, machine.gate_until) = (false, None, 0);
-        machine.run += 1;
-        machine.deadman = Tick(u64::MAX);
-        machine.databases.iter_mut().for_each(Database::stop);
-    }
-
-    fn start_supervisor(&mut self, node: Node) {
-        let now = self.now;
-        let machine = &mut self.machines[node.index()];
-        machine.run += 1;
-        let running = |r: &usize| machine.databases[*r].service != super::database::Service::Stopped;
-        let config = Config {
-            me: node,
-            lease_ms: LEASE_MS,
-            voting: Voting::Arbiter,
-            resources: (0..RESOURCES as u16).map(ResourceId).collect(),
-            vms: Vec::new(),
-            memory_mib: 0,
-            mutations: self.mutations,
-        };
-        let found = Found {
-            mirror: Some(machine.mirror.clone()),
-            markers: machine.markers.clone(),
-            running: (0..RESOURCES).filter(running).map(|r| ResourceId(r as u16)).collect(),
-        };
-        let boot = BootId { count: machine.boot, nonce: machine.boot * 2 + node.index() as u64 };
-        machine.state = Some(State::new(config, boot, machine.clock.read(now), found));
-        machine.databases.iter_mut().for_each(|d| d.link_told = None);
-        let run = machine.run;
-        self.put(now, Happening::Wake(node, run));
+    pub(crate) fn start_arbiter(&mut self) {
+        self.incarnation += 1;
+        // Arbiter's time is true time: nobody compares it with another clock.
+        let (nonce, now) = (Incarnation(self.incarnation), Tick(self.now));
+        let arbiter = Arbiter::start(self.arbiter_disk.clone(), nonce, now, self.plan.lease_ms, false);
+        self.arbiter = Some(arbiter.with(self.mutations));
     }
 
     pub(crate) fn advance(&mut self) {
@@ -249,31 +207,31 @@ impl Cluster {
             Happening::Wake(node, run) => self.wake(node, run),
             Happening::Event(node, run, event) => self.event(node, run, event),
             Happening::Ask(node, message) => self.ask(node, message),
-            Happening::Finish(node, run, issued, kills) => {
-                if let Some(later) = self.stalled(node) {
-                    return self.put(later, Happening::Finish(node, run, issued, kills));
-                }
-                self.finish(node, run, issued, kills);
-            }
+            Happening::Finish(node, run, issued, kills) => match self.deaf(node) {
+                Some(later) => self.put(later, Happening::Finish(node, run, issued, kills)),
+                None => self.finish(node, run, issued, kills),
+            },
             Happening::Look => {
                 self.look();
                 self.put(at + LOOK_MS, Happening::Look);
             }
             Happening::Begin(fault, until) => {
                 self.faults += 1;
-                self.note(format!("begins: {fault:?}"));
-                if let Fault::Stall(node) = fault {
-                    let machine = &mut self.machines[node.index()];
-                    machine.stalled_until = machine.stalled_until.max(until);
-                }
-                self.fault(fault, true);
+                *self.active.entry(fault).or_default() += 1;
+                self.note(|| format!("begins: {fault}"));
+                self.begin_fault(fault, until);
             }
             Happening::End(fault) => {
-                self.note(format!("ends: {fault:?}"));
-                self.fault(fault, false);
+                self.note(|| format!("ends: {fault}"));
+                self.end_fault(fault);
+                if let Some(count) = self.active.get_mut(&fault) {
+                    *count -= 1;
+                }
+                self.active.retain(|_, count| *count > 0);
             }
+            Happening::PowerOn(node) => self.power_on(node),
             Happening::Peace => {
-                self.note("peace".into());
+                self.note(|| "peace".into());
                 self.peaceful_since = Some(at);
             }
         }
@@ -284,8 +242,15 @@ impl Cluster {
         (until > self.now).then_some(until)
     }
 
+    /// The supervisor hears nothing now: stalled with its machine, or stopped alone.
+    pub(crate) fn deaf(&self, node: Node) -> Option<u64> {
+        let machine = &self.machines[node.index()];
+        let until = machine.stalled_until.max(machine.hung_until);
+        (until > self.now).then_some(until)
+    }
+
     fn wake(&mut self, node: Node, run: u64) {
-        if let Some(later) = self.stalled(node) {
+        if let Some(later) = self.deaf(node) {
             return self.put(later, Happening::Wake(node, run));
         }
         let machine = &self.machines[node.index()];
@@ -293,12 +258,8 @@ impl Cluster {
             return;
         }
         let now = machine.clock.read(self.now);
-        let due = machine
-            .state
-            .iter()
-            .flat_map(|s| s.timers())
-            .find(|(_, at)| **at <= now)
-            .map(|(timer, _)| *timer);
+        let timers = machine.state.iter().flat_map(|s| s.timers());
+        let due = timers.filter(|(_, at)| **at <= now).map(|(timer, _)| *timer).next();
         if let Some(timer) = due {
             self.event(node, run, Event::Fired(timer));
         }
@@ -306,7 +267,7 @@ impl Cluster {
 
     /// One event to the core, and its actions to the world.
     pub(crate) fn event(&mut self, node: Node, run: u64, event: Event) {
-        if let Some(later) = self.stalled(node) {
+        if let Some(later) = self.deaf(node) {
             return self.put(later, Happening::Event(node, run, event));
         }
         let now = self.now;
@@ -314,16 +275,26 @@ impl Cluster {
         if machine.run != run {
             return;
         }
-        let tick = machine.clock.read(now);
         let clock = machine.clock;
+        let tick = clock.read(now);
         let Some(state) = &mut machine.state else { return };
+        let logged = self.recorded.as_ref().map(|_| event.clone());
         let issued = step(state, tick, event);
         let edges: Vec<_> = state.edges().to_vec();
         let next = state.timers().values().min().map(|at| clock.when(*at).max(now));
+        if let (Node::A, Some(event), Some(recorded)) = (node, logged, &mut self.recorded) {
+            recorded.push(Entry::Step { at: tick, event, actions: issued.clone() });
+        }
         for (r, from, to) in edges {
             self.edges.insert((from, to));
-            self.note(format!("{node:?} {} {from:?} -> {to:?}", r.0));
+            let active: Vec<_> = match self.active.is_empty() {
+                true => vec!["none"],
+                false => self.active.keys().map(|fault| fault.name()).collect(),
+            };
+            self.matrix.extend(active.into_iter().map(|fault| ((from, to), fault)));
+            self.note(|| format!("{node:?} {} {from:?} -> {to:?}", r.0));
         }
+        self.tell_protection(node);
         if let Some(next) = next {
             self.put(next, Happening::Wake(node, run));
         }
@@ -332,22 +303,56 @@ impl Cluster {
         }
     }
 
+    /// The first line of the status screen, whenever it changes.
+    fn tell_protection(&mut self, node: Node) {
+        if self.log.is_none() {
+            return;
+        }
+        let Some(state) = &self.machines[node.index()].state else { return };
+        let all = (0..=self.plan.volumes).map(ResourceId);
+        let lines: Vec<_> = all.map(|r| (state.protection(r), state.why(r))).collect();
+        let told = std::mem::take(&mut self.told[node.index()]);
+        for (r, (protection, why)) in lines.iter().enumerate() {
+            if told.get(r) != Some(protection) {
+                self.note(|| format!("{node:?} {r} says {protection:?} {why:?}"));
+            }
+        }
+        self.told[node.index()] = lines.into_iter().map(|(protection, _)| protection).collect();
+    }
+
     fn ask(&mut self, from: Node, message: ToArbiter) {
         let Some(arbiter) = &mut self.arbiter else { return };
         let answer = arbiter.handle(Tick(self.now), &Authenticated { from, message });
-        let fresh = arbiter.durable().clone();
-        let complaint = oracles::o3_epochs_rise(&self.arbiter_disk, &fresh);
-        for (id, register) in &fresh.registers {
-            if self.arbiter_disk.registers.get(id) != Some(register) {
-                self.changes += 1;
-                self.take_overs += u64::from(register.reason == Reason::TookOver);
-                self.note(format!("register {}: {register:?}", id.0));
-            }
-        }
-        self.arbiter_disk = fresh;
-        self.complain(complaint);
         let run = self.machines[from.index()].run;
+        if *arbiter.durable() != self.arbiter_disk {
+            let fresh = arbiter.durable().clone();
+            let complaint = oracles::o3_epochs_rise(&self.arbiter_disk, &fresh);
+            for (id, register) in &fresh.registers {
+                if self.arbiter_disk.registers.get(id) != Some(register) {
+                    self.changed(*id, *register);
+                }
+            }
+            self.arbiter_disk = fresh;
+            self.complain(complaint);
+        }
         self.send(Wire::FromWitness(from), Happening::Event(from, run, Event::FromArbiter(answer)));
+    }
+
+    /// A register changed, at the arbiter or (without one) on a node.
+    pub(crate) fn changed(&mut self, id: ResourceId, register: Register) {
+        self.changes += 1;
+        self.take_overs += u64::from(register.reason == Reason::TookOver);
+        if id == DATABASE {
+            self.moments.changes.push((register.reason, self.now));
+        }
+        if register.reason == Reason::Forced {
+            self.forced_from[usize::from(id.0)] = Some(register.holder.peer());
+        }
+        self.note(|| {
+            let Register { epoch, mode, holder, reason } = register;
+            let mode = if mode == Mode::Solo { "Solo" } else { "Sync" };
+            format!("register {}: epoch {} {mode} of {holder:?}, {reason:?}", id.0, epoch.0)
+        });
     }
 
     pub(crate) fn complain(&mut self, complaint: Option<String>) {
@@ -356,7 +361,14 @@ impl Cluster {
         }
     }
 
-    /// Both ends and the way between them work.
+    /// Something moved, closed or restarted.
+    pub(crate) fn moved(&mut self, what: &str) {
+        self.moments.moved += 1;
+        let harmless = self.plan.class == Class::Harmless;
+        self.complain(oracles::o9_nothing_moves(harmless, what));
+    }
+
+    /// Nothing cuts this way.
     pub(crate) fn passes(&self, wire: Wire) -> bool {
         self.cut[wire.index()] == 0
     }
@@ -365,83 +377,24 @@ impl Cluster {
         if !self.passes(wire) {
             return;
         }
-        let bad = self.bad > 0;
+        let bad = self.has(Fault::Bad);
         let copies = if bad && self.random.permille(100) { 2 } else { 1 };
         for _ in 0..copies {
             if bad && self.random.permille(200) {
                 continue;
             }
-            let slow = if self.class == Class::Harmless { LEASE_MS / 4 / 4 } else { 5 };
-            let delay = self.random.between(1, if bad { 900 } else { slow });
+            let delay = self.random.between(1, if bad { 900 } else { self.plan.latency_ms });
             self.put(self.now + delay, what.clone());
         }
     }
 
-    fn fault(&mut self, fault: Fault, begins: bool) {
-        match fault {
-            Fault::Crash(node) if begins => self.power_off(node),
-            Fault::Crash(node) => self.power_on(node),
-            Fault::CrashBoth => {
-                for node in Node::BOTH {
-                    self.fault(Fault::Crash(node), begins);
-                }
-            }
-            // Its end was given when it began.
-            Fault::Stall(_) => {}
-            Fault::Supervisor(node) => {
-                if begins && self.machines[node.index()].powered {
-                    self.start_supervisor(node);
-                }
-            }
-            Fault::Service(node) => {
-                if begins {
-                    self.end_services(node);
-                }
-            }
-            Fault::OneWay(wire) => self.cut_wire(Wire::ALL[wire], begins),
-            Fault::Between => {
-                self.cut_wire(Wire::ToPeer(Node::A), begins);
-                self.cut_wire(Wire::ToPeer(Node::B), begins);
-            }
-            Fault::Isolated(node) => {
-                for wire in [
-                    Wire::ToPeer(node),
-                    Wire::ToPeer(node.peer()),
-                    Wire::ToWitness(node),
-                    Wire::FromWitness(node),
-                ] {
-                    self.cut_wire(wire, begins);
-                }
-            }
-            Fault::Bad => self.bad = if begins { self.bad + 1 } else { self.bad.saturating_sub(1) },
-            Fault::Witness if begins => self.arbiter = None,
-            Fault::Witness => self.start_arbiter(),
-            Fault::Disk(node) => self.machines[node.index()].disk_fails = begins,
-            Fault::SwitchOver => {
-                if begins {
-                    for node in Node::BOTH {
-                        let run = self.machines[node.index()].run;
-                        self.event(node, run, Event::Command(Command::SwitchOver(ResourceId(0))));
-                    }
-                }
-            }
-        }
+    /// The fault is there now.
+    pub(crate) fn has(&self, fault: Fault) -> bool {
+        self.active.contains_key(&fault)
     }
 
-    fn cut_wire(&mut self, wire: Wire, begins: bool) {
+    pub(crate) fn cut_wire(&mut self, wire: Wire, begins: bool) {
         let cuts = &mut self.cut[wire.index()];
         *cuts = if begins { *cuts + 1 } else { cuts.saturating_sub(1) };
-    }
-
-    /// Every service of a machine ends, and its supervisor hears of it.
-    pub(crate) fn end_services(&mut self, node: Node) {
-        let run = self.machines[node.index()].run;
-        for r in 0..RESOURCES {
-            let database = &mut self.machines[node.index()].databases[r];
-            if database.service != super::database::Service::Stopped {
-                database.stop();
-                self.put(self.now, Happening::Event(node, run, Event::Ended(ResourceId(r as u16))));
-            }
-        }
     }
 }

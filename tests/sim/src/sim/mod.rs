@@ -5,24 +5,28 @@ mod cluster;
 mod database;
 mod execute;
 mod faults;
+mod machine;
 mod oracles;
+mod plan;
 mod random;
 mod stream;
 
+use std::collections::BTreeSet;
+
+use dyad_cluster::eventlog::Entry;
 use dyad_cluster::mutation::Mutation;
 use dyad_cluster::phase::Phase;
+use dyad_cluster::register::Reason;
 
-use cluster::{Cluster, Happening};
-use faults::{Class, Fault};
+use cluster::Cluster;
+pub use database::{Database, Kind, Rewound, Service, Written};
+pub use faults::{Fault, NAMES, Wire};
+pub use plan::{Class, HARMLESS, Plan, Planned};
 
-/// Faults begin within this time.
-const STORM_MS: u64 = 90_000;
-/// And all is well again by this.
-const HEAL_MS: u64 = 110_000;
 /// Within this much peace, protection must be at its best.
 const PEACE_MS: u64 = 150_000;
-/// Faults of one history.
-const FAULTS: u64 = 12;
+/// And stay there this long; then the history ends.
+const STEADY_MS: u64 = 5_000;
 
 /// What one history was.
 #[derive(Debug, Clone, Default)]
@@ -35,29 +39,38 @@ pub struct Run {
     pub faults: usize,
     /// Take-overs granted.
     pub take_overs: u64,
+    /// Acknowledged writes that a forced take-over gave up.
+    pub given_up: usize,
     /// Edges of the phase table.
-    pub edges: std::collections::BTreeSet<(Phase, Phase)>,
+    pub edges: BTreeSet<(Phase, Phase)>,
+    /// Edges with a fault that was there when they were taken.
+    pub matrix: BTreeSet<((Phase, Phase), &'static str)>,
+    /// The database's register: why it changed and when, in milliseconds.
+    pub database_changes: Vec<(Reason, u64)>,
+    /// Address closures, promotions, and starts of services after the first.
+    pub moved: u64,
     /// What happened, in short lines.
     pub log: Vec<String>,
+    /// Node A's event log.
+    pub recorded: Vec<Entry>,
     /// The oracle that complained.
     pub violation: Option<String>,
 }
 
-/// Plays one seed's history. A third of them holds only faults that must move nothing.
+/// Plays one seed's history.
 pub fn run(seed: u64, broken: &[Mutation]) -> Run {
-    let class = if seed % 3 == 2 { Class::Harmless } else { Class::Any };
-    let mut cluster = Cluster::new(seed, class, broken);
-    for _ in 0..FAULTS {
-        let at = cluster.random.between(20_000, STORM_MS);
-        let fault = Fault::draw(class, &mut cluster.random);
-        let span = cluster.random.between(100, 18_000);
-        let end = (at + span).min(HEAL_MS);
-        cluster.put(at, Happening::Begin(fault, end));
-        cluster.put(end, Happening::End(fault));
-    }
-    cluster.put(HEAL_MS, Happening::Peace);
-    while cluster.violation.is_none() && cluster.now < HEAL_MS + PEACE_MS {
+    play(&Plan::drawn(seed), broken, false)
+}
+
+/// Plays a history; told: with its lines and node A's event log.
+pub fn play(plan: &Plan, broken: &[Mutation], tell: bool) -> Run {
+    let mut cluster = Cluster::new(plan, broken, tell);
+    let end = plan.peace_ms + PEACE_MS;
+    while cluster.violation.is_none() && cluster.now < end {
         cluster.advance();
+        if cluster.best_since.is_some_and(|at| cluster.now >= at + STEADY_MS) {
+            break;
+        }
     }
     if cluster.violation.is_none() {
         cluster.violation = oracles::at_the_end(&cluster);
@@ -67,8 +80,13 @@ pub fn run(seed: u64, broken: &[Mutation]) -> Run {
         changes: cluster.changes,
         faults: cluster.faults,
         take_overs: cluster.take_overs,
+        given_up: cluster.given_up,
         edges: cluster.edges,
-        log: cluster.log,
+        matrix: cluster.matrix,
+        database_changes: cluster.moments.changes,
+        moved: cluster.moments.moved,
+        log: cluster.log.unwrap_or_default(),
+        recorded: cluster.recorded.unwrap_or_default(),
         violation: cluster.violation,
     }
 }

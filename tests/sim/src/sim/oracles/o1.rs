@@ -5,9 +5,17 @@ use dyad_cluster::types::Node;
 use crate::sim::cluster::Cluster;
 use crate::sim::database::Service;
 
+/// Both lists rise, so one walk over both is enough.
 pub(crate) fn o1_acknowledged_is_there(log: &[u64], acknowledged: &[(u64, Node, u64)]) -> Option<String> {
-    // Ids rise within a log, whoever wrote them.
-    let missing = acknowledged.iter().find(|(write, _, _)| !log.iter().rev().any(|known| known == write));
+    let mut known = log.iter().peekable();
+    let mut sorted: Vec<_> = acknowledged.iter().collect();
+    sorted.sort_unstable_by_key(|(write, _, _)| *write);
+    let missing = sorted.into_iter().find(|(write, _, _)| {
+        while known.peek().is_some_and(|at| *at < write) {
+            known.next();
+        }
+        known.peek() != Some(&write)
+    });
     missing.map(|(write, node, epoch)| {
         format!("O1: write {write}, acknowledged by {node:?} at epoch {epoch}, is lost")
     })

@@ -6,15 +6,15 @@ use dyad_cluster::report::Protection;
 use dyad_cluster::types::{Node, ResourceId};
 
 use super::o1_acknowledged_is_there;
-use crate::sim::cluster::{Cluster, RESOURCES};
+use crate::sim::cluster::Cluster;
 
 pub(crate) fn status_is_true(cluster: &Cluster) -> Option<String> {
     for node in Node::BOTH {
         let Some(state) = &cluster.machines[node.index()].state else { continue };
         let peer = &cluster.machines[node.peer().index()];
-        for index in 0..RESOURCES {
+        for index in 0..cluster.resources() {
             let r = ResourceId(index as u16);
-            if state.protection(r) != Protection::Full || cluster.stalled(node).is_some() {
+            if state.protection(r) != Protection::Full || cluster.deaf(node).is_some() || !peer.powered {
                 continue;
             }
             let pact = match state.register(r).map(|reg| reg.mode) {

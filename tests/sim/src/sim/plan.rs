@@ -1,0 +1,152 @@
+//! What is going to happen in one history: drawn from a seed, read from a scenario, or cut down from a longer one.
+
+use dyad_cluster::Voting;
+
+use super::faults::Fault;
+use super::random::Random;
+
+/// Faults begin between these.
+const CALM_MS: u64 = 20_000;
+const STORM_MS: u64 = 90_000;
+/// And all is well again by this.
+const HEAL_MS: u64 = 110_000;
+/// Longest fault.
+const FAULT_MS_MAX: u64 = 18_000;
+/// Faults of one history.
+const FAULTS: u64 = 12;
+
+/// Which faults a history may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// All.
+    Any,
+    /// Only such as must not move, close or restart anything.
+    Harmless,
+}
+
+/// Kinds of episodes in which nothing may move.
+pub const HARMLESS: &[&str] =
+    &["stop-witness", "cut-nodes", "bond-member", "wall-clock", "full-cpu", "latency", "bursts"];
+
+/// One fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Planned {
+    /// Begins, on the true clock.
+    pub at_ms: u64,
+    /// Ends.
+    pub until_ms: u64,
+    /// What.
+    pub fault: Fault,
+}
+
+/// One history before it happens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// All other chance.
+    pub seed: u64,
+    /// What the oracle of stillness expects.
+    pub class: Class,
+    /// Who has the third vote.
+    pub voting: Voting,
+    /// T.
+    pub lease_ms: u64,
+    /// Volumes with a machine each, beside the database.
+    pub volumes: u16,
+    /// Messages take at most this long.
+    pub latency_ms: u64,
+    /// Clients write in bursts.
+    pub bursts: bool,
+    /// Faults.
+    pub events: Vec<Planned>,
+    /// From here on all is well.
+    pub peace_ms: u64,
+}
+
+impl Plan {
+    /// A pair with a witness and nothing planned.
+    pub fn quiet(seed: u64) -> Plan {
+        Plan {
+            seed,
+            class: Class::Any,
+            voting: Voting::Arbiter,
+            lease_ms: 3_000,
+            volumes: 1,
+            latency_ms: 5,
+            bursts: false,
+            events: Vec::new(),
+            peace_ms: CALM_MS,
+        }
+    }
+
+    /// What the seed says. One in five has no third vote.
+    pub fn drawn(seed: u64) -> Plan {
+        let mut random = Random(seed ^ 0x5EED_0F91_A200_0001);
+        let voting = match random.between(0, 14) {
+            0 => Voting::Strict,
+            1 => Voting::PrimaryBiased,
+            2 => Voting::FenceDevice,
+            _ => Voting::Arbiter,
+        };
+        let mut plan = Plan { voting, peace_ms: HEAL_MS, ..Plan::quiet(seed) };
+        for _ in 0..FAULTS {
+            let at_ms = random.between(CALM_MS, STORM_MS);
+            let until_ms = (at_ms + random.between(100, FAULT_MS_MAX)).min(HEAL_MS);
+            plan.events.push(Planned { at_ms, until_ms, fault: Fault::draw(&mut random) });
+        }
+        // Rare ones that end what others need: at most one, and no arbiter may lose its memory beside it.
+        let (at_ms, node) =
+            (random.between(CALM_MS, STORM_MS), dyad_cluster::types::Node::BOTH[(seed % 2) as usize]);
+        let rare = match random.between(0, 19) {
+            0 => Some(Fault::MirrorLost(node)),
+            1 => Some(Fault::NewDisk(node)),
+            _ => None,
+        };
+        if let Some(fault) = rare {
+            plan.events.retain(|e| {
+                !matches!(e.fault, Fault::Rollback | Fault::Witness | Fault::Crash(_) | Fault::CrashBoth)
+            });
+            plan.events.push(Planned { at_ms, until_ms: at_ms + 5_000, fault });
+        }
+        plan
+    }
+
+    /// One episode of a kind that must move nothing.
+    pub fn harmless(kind: &str, seed: u64) -> Plan {
+        let mut random = Random(seed ^ 0x5711_1000_0000_0001);
+        let node = dyad_cluster::types::Node::BOTH[random.between(0, 1) as usize];
+        let mut plan = Plan { class: Class::Harmless, ..Plan::quiet(seed) };
+        let at_ms = CALM_MS + random.between(0, 2_000);
+        let until_ms = at_ms + random.between(50, 15_000);
+        let fault = match kind {
+            "stop-witness" => Some(Fault::Witness),
+            "bond-member" => Some(Fault::BondMember(node)),
+            "wall-clock" => Some(Fault::WallClock(node)),
+            "full-cpu" => Some(Fault::Busy(node)),
+            "cut-nodes" => Some(Fault::Between),
+            _ => None,
+        };
+        plan.events.extend(fault.map(|fault| Planned { at_ms, until_ms, fault }));
+        plan.bursts = kind == "bursts";
+        if kind == "latency" {
+            // There and back within T/4.
+            plan.latency_ms = plan.lease_ms / 4 / 2;
+        }
+        plan.peace_ms = until_ms;
+        plan
+    }
+
+    /// The same without the faults that a violation does not need. `breaks` says whether a plan still violates.
+    pub fn shrunk(mut self, breaks: impl Fn(&Plan) -> bool) -> Plan {
+        let mut at = 0;
+        while at < self.events.len() {
+            let mut shorter = self.clone();
+            shorter.events.remove(at);
+            if breaks(&shorter) {
+                self = shorter;
+            } else {
+                at += 1;
+            }
+        }
+        self
+    }
+}
