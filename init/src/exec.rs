@@ -47,12 +47,32 @@ pub(crate) struct Program<'a> {
     pub(crate) nofile: u64,
     pub(crate) oom_score_adj: i16,
     pub(crate) no_new_privs: bool,
+    pub(crate) view: View<'a>,
+    /// System calls that it may make, by number; `None`: all.
+    pub(crate) syscalls: Option<&'a [u16]>,
     pub(crate) output: Output<'a>,
     /// Passed from descriptor 3 on, with their names.
     pub(crate) listen: &'a [(BorrowedFd<'a>, &'a str)],
     /// Give it NOTIFY_SOCKET.
     pub(crate) notify: bool,
     pub(crate) watchdog_ms: u32,
+}
+
+/// In what a program's view of the file systems differs from everybody's.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct View<'a> {
+    /// `/tmp` and `/var/tmp` of its own.
+    pub(crate) private_tmp: bool,
+    /// Not to be written.
+    pub(crate) read_only: &'a [String],
+    /// Empty.
+    pub(crate) hidden: &'a [String],
+}
+
+impl View<'_> {
+    fn differs(&self) -> bool {
+        self.private_tmp || !self.read_only.is_empty() || !self.hidden.is_empty()
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +91,10 @@ enum Error {
     NoNewPrivs(#[source] rustix::io::Errno),
     #[error("cannot place the descriptors: {0}")]
     Descriptors(#[source] std::io::Error),
+    #[error("cannot give it a view of {0} of its own: {1}")]
+    View(String, #[source] std::io::Error),
+    #[error("cannot limit its system calls: {0}")]
+    Syscalls(#[source] std::io::Error),
     #[error("cannot execute {0}: {1}")]
     Exec(String, #[source] nix::errno::Errno),
 }
@@ -86,6 +110,8 @@ impl Error {
             Error::Capabilities(_) => 205,
             Error::NoNewPrivs(_) => 206,
             Error::Descriptors(_) => 207,
+            Error::View(..) => 208,
+            Error::Syscalls(_) => 209,
         }
     }
 }
@@ -133,6 +159,7 @@ fn run(
         setrlimit(Resource::RLIMIT_NOFILE, NOFILE.min(hard_limit()), hard_limit())
             .map_err(|errno| Error::Limit(NOFILE, errno))?;
     }
+    change_view(program.view)?;
     take_identity(program)?;
     std::env::set_current_dir(program.cwd).map_err(|e| Error::Directory(program.cwd.to_owned(), e))?;
     if program.no_new_privs {
@@ -142,6 +169,10 @@ fn run(
     let argv: Vec<CString> = program.exec.iter().map(text).collect();
     let env: Vec<CString> = environment(program).iter().map(text).collect();
     let path = argv.first().cloned().unwrap_or_default();
+    // Last, because nothing above need be on the list.
+    if let Some(allowed) = program.syscalls {
+        dyad_sys::seccomp::allow_only(allowed).map_err(Error::Syscalls)?;
+    }
     nix::unistd::execve(&path, &argv, &env)
         .map_err(|errno| Error::Exec(program.exec.first().cloned().unwrap_or_default(), errno))
 }
@@ -157,6 +188,38 @@ pub(crate) fn raise_own_limit() {
 /// How many descriptors this process may allow itself without a privilege.
 fn hard_limit() -> u64 {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(_, hard)| hard)
+}
+
+/// Mounts that only this program and its children see. What PID 1 mounts later is seen by them too.
+fn change_view(view: View<'_>) -> Result<(), Error> {
+    use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change, mount_remount};
+    if !view.differs() {
+        return Ok(());
+    }
+    let failed = |path: &str| {
+        let path = path.to_owned();
+        move |errno: rustix::io::Errno| Error::View(path, errno.into())
+    };
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
+        .map_err(|errno| Error::View("the mounts".to_owned(), errno.into()))?;
+    let propagation = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    mount_change("/", propagation).map_err(failed("/"))?;
+    let plain = MountFlags::NOSUID | MountFlags::NODEV;
+    for path in view.read_only {
+        mount_bind(path.as_str(), path.as_str()).map_err(failed(path))?;
+        let flags = MountFlags::BIND | MountFlags::RDONLY | plain;
+        mount_remount(path.as_str(), flags, "").map_err(failed(path))?;
+    }
+    for path in view.hidden {
+        let flags = plain | MountFlags::RDONLY | MountFlags::NOEXEC;
+        mount("tmpfs", path.as_str(), "tmpfs", flags, Some(c"mode=0000,size=4k")).map_err(failed(path))?;
+    }
+    if view.private_tmp {
+        for path in ["/tmp", "/var/tmp"].into_iter().filter(|path| std::path::Path::new(path).is_dir()) {
+            mount("tmpfs", path, "tmpfs", plain, Some(c"mode=1777,size=25%")).map_err(failed(path))?;
+        }
+    }
+    Ok(())
 }
 
 /// User, groups and capabilities, in the order in which each is still allowed.

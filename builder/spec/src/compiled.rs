@@ -68,6 +68,15 @@ pub enum Restart {
     Always,
 }
 
+/// What happens when a service ends too often.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GiveUp {
+    /// It stays down.
+    Fail,
+    /// The machine reboots in order.
+    Reboot,
+}
+
 /// One rung of a stop ladder: send the signal to the main process, wait, go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StopStep {
@@ -136,6 +145,12 @@ pub struct Service {
     pub restart_min_ms: u32,
     /// Longest back-off, milliseconds.
     pub restart_max_ms: u32,
+    /// Restarts within `restart_window_ms` after which PID 1 gives it up (0: never).
+    pub restart_burst: u16,
+    /// See `restart_burst`.
+    pub restart_window_ms: u32,
+    /// What giving up means.
+    pub give_up: GiveUp,
     /// Stop ladder, in order; afterwards `cgroup.kill`.
     pub stop: Vec<StopStep>,
     /// Sockets bound by PID 1.
@@ -148,6 +163,14 @@ pub struct Service {
     pub oom_score_adj: i16,
     /// PR_SET_NO_NEW_PRIVS.
     pub no_new_privs: bool,
+    /// `/tmp` and `/var/tmp` of its own.
+    pub private_tmp: bool,
+    /// Absolute paths that it sees read-only.
+    pub read_only: Vec<String>,
+    /// Absolute paths of directories that it sees empty.
+    pub hidden: Vec<String>,
+    /// Numbers of the system calls that it may make beside execve, exit_group and rt_sigreturn; `None`: all.
+    pub syscalls: Option<Vec<u16>>,
     /// Standard output and error: the journal, or the console too.
     pub console: bool,
     /// Early boot phases (`state`, `data`, ...) without which this service is not started.
@@ -187,7 +210,7 @@ pub const IMAGE_MAGIC: [u8; 8] = *b"DYADIMG\0";
 /// Magic of a [`ModuleIndex`] file.
 pub const MODULES_MAGIC: [u8; 8] = *b"DYADMOD\0";
 /// Format number of both; raised with any change of the structures above.
-pub const FORMAT: u16 = 1;
+pub const FORMAT: u16 = 2;
 
 /// Why a table file was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -16,6 +16,7 @@ mod scalar;
 #[cfg(feature = "schema")]
 pub mod schema;
 pub mod site;
+mod syscall;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Source};
 pub use glob::PathGlob;

@@ -418,6 +418,9 @@ fn service_table(name: &str, raw: &RawService, after: Vec<u16>) -> compiled::Ser
         restart: raw.restart.compiled(),
         restart_min_ms: raw.restart_min.get(),
         restart_max_ms: raw.restart_max.get(),
+        restart_burst: raw.restart_burst.0 as u16,
+        restart_window_ms: raw.restart_window.get(),
+        give_up: raw.give_up.compiled(),
         stop: raw
             .stop
             .iter()
@@ -438,6 +441,13 @@ fn service_table(name: &str, raw: &RawService, after: Vec<u16>) -> compiled::Ser
         nofile: raw.nofile.map_or(0, |n| n.0 as u64),
         oom_score_adj: raw.oom_score_adj.0 as i16,
         no_new_privs: raw.no_new_privs,
+        private_tmp: raw.private_tmp,
+        read_only: raw.read_only.iter().map(|p| p.to_string()).collect(),
+        hidden: raw.hidden.iter().map(|p| p.to_string()).collect(),
+        syscalls: raw.syscalls.as_ref().map(|all| {
+            let unique: BTreeSet<u16> = all.iter().map(|call| call.0).collect();
+            unique.into_iter().collect()
+        }),
         console: raw.console,
         phases: raw.phases.iter().map(|p| p.to_string()).collect(),
         watchdog_ms: raw.watchdog.map_or(0, |t| t.get()),

@@ -7,6 +7,7 @@ use crate::scalar::Text;
 use crate::scalar::{
     AbsPath, AccountName, EnvName, Line, LinkTarget, Millis, Mode, Name, PackageName, SysctlName,
 };
+use crate::syscall::Syscall;
 
 table! {
     /// An overlay.
@@ -73,6 +74,12 @@ table! {
         restart_min: Millis = Millis::new(200),
         /// Longest pause before a restart.
         restart_max: At<Millis> = At { value: Millis::new(30_000), span: 0..0 },
+        /// How many restarts within `restart_window` are too many; 0: none are.
+        restart_burst: Int<0, 10000> = Int(0),
+        /// The time in which `restart_burst` restarts are too many.
+        restart_window: Millis = Millis::new(60_000),
+        /// What happens then.
+        give_up: GiveUpWord = GiveUpWord::Fail,
         /// Signals sent to stop it, in order; what is left afterwards is killed.
         stop: Vec<RawStopStep> = vec![RawStopStep { signal: Signal(15), wait: Millis::new(10_000) }],
         /// Sockets that PID 1 binds and hands over.
@@ -85,6 +92,15 @@ table! {
         oom_score_adj: Int<-1000, 1000> = Int(0),
         /// Never gain privileges through an executed file.
         no_new_privs: bool = true,
+        /// It has a /tmp and a /var/tmp of its own, which end with it.
+        private_tmp: bool = false,
+        /// Directories that it can read and not write.
+        read_only: Vec<AbsPath>,
+        /// Directories in whose place it sees an empty one.
+        hidden: Vec<AbsPath>,
+        /// The only system calls that it may make, beside those that start it and end it; any other one kills it. Without
+        /// this key it may make all.
+        syscalls: Option<At<Vec<Syscall>>>,
         /// Output goes to the console too.
         console: bool = false,
         /// Boot phases (`state`, `data`, ...) without which it is not started.
@@ -211,6 +227,16 @@ words! {
 }
 
 words! {
+    /// What happens when a service ends too often.
+    pub(crate) enum GiveUpWord {
+        /// It stays down and counts as failed.
+        Fail = "fail",
+        /// The machine reboots in order.
+        Reboot = "reboot",
+    }
+}
+
+words! {
     /// Type of a unix socket.
     pub(crate) enum SocketWord {
         /// SOCK_STREAM
@@ -238,6 +264,15 @@ impl RestartWord {
             RestartWord::Never => compiled::Restart::Never,
             RestartWord::OnFailure => compiled::Restart::OnFailure,
             RestartWord::Always => compiled::Restart::Always,
+        }
+    }
+}
+
+impl GiveUpWord {
+    pub(crate) fn compiled(self) -> compiled::GiveUp {
+        match self {
+            GiveUpWord::Fail => compiled::GiveUp::Fail,
+            GiveUpWord::Reboot => compiled::GiveUp::Reboot,
         }
     }
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::book::SavedJob;
 use super::{Core, Token};
 use crate::cgroup::Group;
-use crate::exec::{self, Output, Program};
+use crate::exec::{self, Output, Program, View};
 use crate::log::{error, warning};
 use crate::{boot, clock};
 
@@ -155,6 +155,8 @@ impl<'a> Order<'a> {
             nofile: 0,
             oom_score_adj: 0,
             no_new_privs: false,
+            view: View::default(),
+            syscalls: None,
             output: Output::Pipes(out, err),
             listen: &[],
             notify: false,

@@ -213,6 +213,8 @@ impl Core {
         let devices = if container { None } else { uevent::open().ok() };
         let power = if container { None } else { crate::power::open() };
         let names: Vec<&str> = PHASES.iter().map(|(name, _)| *name).collect();
+        let (seed, _) = boot_id.split_at(8);
+        let jitter = seed.iter().fold(1, |number, byte| number << 8 | u64::from(*byte));
         let book = book::Saved {
             container,
             phases: names.iter().map(|name| waiting_phase(name)).collect(),
@@ -237,7 +239,7 @@ impl Core {
             group_names,
             groups,
             queue: VecDeque::with_capacity(table.services.len()),
-            machine: Machine::new(table.services, &names),
+            machine: Machine::new(table.services, &names, jitter),
             statuses,
             meter: meter::Meter::default(),
             upgrade: None,

@@ -6,7 +6,7 @@ use dyad_api::control::{ExitStatus, ServiceState, ServiceStatus};
 use rustix::fd::{AsFd, BorrowedFd};
 
 use super::Core;
-use crate::exec::{self, Output, Program};
+use crate::exec::{self, Output, Program, View};
 use crate::log::{error, info, warning};
 use crate::services::{Action, Ended, Event, Id, Why};
 use crate::{clock, exec::JOURNAL_STREAM};
@@ -15,6 +15,7 @@ impl Core {
     /// One event into the machine, and all that follows from it.
     pub(super) fn step(&mut self, event: Event) {
         let mut next = Some(event);
+        let mut gave_up = None;
         // What an action brings about at once is the next event: a spawn either worked or not.
         while let Some(event) = next.take().or_else(|| self.queue.pop_front()) {
             self.meter.passage();
@@ -28,9 +29,15 @@ impl Core {
                     Action::Signal(id, pid, signal) => self.signal_main(id, pid, signal),
                     Action::KillGroup(id) => self.kill_group(id),
                     Action::Changed(id) => self.changed(id),
+                    Action::Reboot(id) => gave_up = Some(id),
                 }
             }
             self.machine.recycle(actions);
+        }
+        if let Some(id) = gave_up {
+            let name = &self.machine.specs()[usize::from(id)].name;
+            let reason = format!("service {name} ended too often");
+            self.begin_shutdown(super::shutdown::REBOOT, &reason);
         }
     }
 
@@ -55,6 +62,8 @@ impl Core {
             nofile: spec.nofile,
             oom_score_adj: spec.oom_score_adj,
             no_new_privs: spec.no_new_privs,
+            view: View { private_tmp: spec.private_tmp, read_only: &spec.read_only, hidden: &spec.hidden },
+            syscalls: spec.syscalls.as_deref(),
             output: if owns_journal { Output::Kernel } else { Output::Journal(&spec.name, spec.console) },
             listen: &[],
             notify: true,
@@ -154,6 +163,7 @@ impl Core {
             Why::StartTimeout => note.write_str("was not ready within its start timeout"),
             Why::Silent => note.write_str("sent no WATCHDOG=1 in time"),
             Why::Unkillable => note.write_str("has processes that SIGKILL does not end"),
+            Why::GaveUp => note.write_str("ended too often; it stays down until somebody starts it"),
         };
         let last_exit = match slot.last {
             Ended::Never => None,

@@ -1,7 +1,7 @@
 //! The transitions.
 
 use dyad_api::control::ServiceState as State;
-use dyad_spec::compiled::{Readiness, Restart, Service};
+use dyad_spec::compiled::{GiveUp, Readiness, Restart, Service};
 use dyad_sys::signals::Exit;
 
 use super::{Action, Ended, Event, Id, NOTE_BYTES, Slot, Why};
@@ -22,6 +22,8 @@ pub(crate) struct Machine {
     /// `Some` when the early boot phases have ended: the bits of those that went well.
     phases_done: Option<u32>,
     shutdown: bool,
+    /// Spreads restarts, so that services that failed together do not start together again; 0: exact pauses.
+    jitter: u64,
     actions: Vec<Action>,
 }
 
@@ -40,6 +42,8 @@ impl Slot {
             last: Ended::Never,
             why: Why::Nothing,
             rung: 0,
+            burst: 0,
+            burst_since_ms: 0,
             deadline_ms: 0,
             bark_ms: 0,
             note: [0; NOTE_BYTES],
@@ -58,8 +62,8 @@ impl Slot {
 }
 
 impl Machine {
-    /// All services stopped. `phases` are the names that `Service::phases` may use, in the order of their bits.
-    pub(crate) fn new(specs: Vec<Service>, phases: &[&str]) -> Self {
+    /// All services stopped. `jitter` seeds the spreading of restarts. `phases` are the names that `Service::phases` may use, in the order of their bits.
+    pub(crate) fn new(specs: Vec<Service>, phases: &[&str], jitter: u64) -> Self {
         let bits = specs
             .iter()
             .map(|spec| {
@@ -70,7 +74,7 @@ impl Machine {
             .collect();
         let slots = vec![Slot::new(); specs.len()];
         let actions = Vec::with_capacity(specs.len() * 4 + 16);
-        Self { specs, phases: bits, slots, phases_done: None, shutdown: false, actions }
+        Self { specs, phases: bits, slots, phases_done: None, shutdown: false, jitter, actions }
     }
 
     /// The table.
@@ -203,6 +207,7 @@ impl Machine {
         match slot.state {
             State::Stopped | State::Failed | State::Done | State::BackOff => {
                 slot.backoff_ms = 0;
+                slot.burst = 0;
                 slot.why = Why::Nothing;
                 self.enter(now, id, State::Waiting, out);
             }
@@ -354,13 +359,36 @@ impl Machine {
             self.enter(now, id, if failed { State::Failed } else { State::Stopped }, out);
             return;
         }
+        if slot.burst == 0 || now.saturating_sub(slot.burst_since_ms) > u64::from(spec.restart_window_ms) {
+            slot.burst = 0;
+            slot.burst_since_ms = now;
+        }
+        slot.burst = slot.burst.saturating_add(1);
+        if spec.restart_burst != 0 && slot.burst > spec.restart_burst {
+            slot.wanted = false;
+            slot.why = Why::GaveUp;
+            if spec.give_up == GiveUp::Reboot {
+                out.push(Action::Reboot(id));
+            }
+            self.enter(now, id, State::Failed, out);
+            return;
+        }
         let first = spec.restart_min_ms.max(BACKOFF_MIN_MS);
         let steady = slot.state == State::Ready && now.saturating_sub(slot.since_ms) >= STEADY_MS;
         let wait = if steady || slot.backoff_ms == 0 { first } else { slot.backoff_ms };
         slot.backoff_ms = wait.saturating_mul(2).min(spec.restart_max_ms.max(first));
         slot.restarts = slot.restarts.saturating_add(1);
         self.enter(now, id, State::BackOff, out);
-        self.slots[usize::from(id)].deadline_ms = now + u64::from(wait);
+        let wait = wait - self.spread(wait / 4);
+        self.slots[usize::from(id)].deadline_ms = now + u64::from(wait.max(BACKOFF_MIN_MS));
+    }
+
+    /// A number up to `most`, another one each time (xorshift64).
+    fn spread(&mut self, most: u32) -> u32 {
+        self.jitter ^= self.jitter << 13;
+        self.jitter ^= self.jitter >> 7;
+        self.jitter ^= self.jitter << 17;
+        (self.jitter % (u64::from(most) + 1)) as u32
     }
 
     fn emptied(&mut self, now: u64, id: Id, out: &mut Vec<Action>) {

@@ -61,6 +61,8 @@ pub(crate) enum Action {
     KillGroup(Id),
     /// The state is another: record it, tell subscribers.
     Changed(Id),
+    /// Reboot in order: without this service the machine is of no use.
+    Reboot(Id),
 }
 
 /// How a service's main process ended last.
@@ -95,6 +97,8 @@ pub(crate) enum Why {
     Silent,
     /// SIGKILL did not empty its cgroup: something hangs in the kernel.
     Unkillable,
+    /// It ended too often within its window.
+    GaveUp,
 }
 
 /// What is known of one service.
@@ -117,6 +121,10 @@ pub(crate) struct Slot {
     pub(crate) why: Why,
     /// Rung of the stop ladder; its length: `cgroup.kill`; above: nothing helped.
     pub(crate) rung: u8,
+    /// Unasked ends since `burst_since_ms`.
+    pub(crate) burst: u16,
+    /// Beginning of the window in which they are counted.
+    pub(crate) burst_since_ms: u64,
     /// When the current state is to be left by time; 0 never.
     pub(crate) deadline_ms: u64,
     /// When the watchdog barks; 0 never.

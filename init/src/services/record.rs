@@ -6,6 +6,7 @@ use super::{Ended, Slot, Why};
 
 /// Bytes of a `STATUS=` text that are kept.
 pub(crate) const NOTE_BYTES: usize = 96;
+const BURST_AT: usize = 64 + NOTE_BYTES;
 /// Length of a record.
 pub(crate) const RECORD_BYTES: usize = 192;
 
@@ -40,6 +41,7 @@ impl Slot {
             Why::StartTimeout => (4, 0),
             Why::Silent => (5, 0),
             Why::Unkillable => (6, 0),
+            Why::GaveUp => (7, 0),
         };
         out[..8].copy_from_slice(&[
             state,
@@ -54,6 +56,7 @@ impl Slot {
         out[8..12].copy_from_slice(&self.pid.to_le_bytes());
         out[12..16].copy_from_slice(&last_value.to_le_bytes());
         out[16..18].copy_from_slice(&why_value.to_le_bytes());
+        out[18..20].copy_from_slice(&self.burst.to_le_bytes());
         out[20..24].copy_from_slice(&self.ready_after_ms.to_le_bytes());
         out[24..28].copy_from_slice(&self.restarts.to_le_bytes());
         out[28..32].copy_from_slice(&self.backoff_ms.to_le_bytes());
@@ -61,7 +64,8 @@ impl Slot {
         {
             out[32 + at * 8..40 + at * 8].copy_from_slice(&time.to_le_bytes());
         }
-        out[64..64 + NOTE_BYTES].copy_from_slice(&self.note);
+        out[64..BURST_AT].copy_from_slice(&self.note);
+        out[BURST_AT..BURST_AT + 8].copy_from_slice(&self.burst_since_ms.to_le_bytes());
         out
     }
 
@@ -87,6 +91,7 @@ impl Slot {
             4 => Why::StartTimeout,
             5 => Why::Silent,
             6 => Why::Unkillable,
+            7 => Why::GaveUp,
             _ => return None,
         };
         let mut note = [0; NOTE_BYTES];
@@ -106,6 +111,8 @@ impl Slot {
             last,
             why,
             rung: bytes[5],
+            burst: u16_at(18),
+            burst_since_ms: u64_at(BURST_AT),
             deadline_ms: u64_at(48),
             bark_ms: u64_at(56),
             note,

@@ -3,7 +3,7 @@
 use super::machine::{BACKOFF_MIN_MS, KILL_WAIT_MS, STEADY_MS};
 use super::*;
 use dyad_api::control::ServiceState as State;
-use dyad_spec::compiled::{Readiness, Restart, Service, StopStep};
+use dyad_spec::compiled::{GiveUp, Readiness, Restart, Service, StopStep};
 use proptest::prelude::*;
 
 fn service(name: &str, after: &[u16]) -> Service {
@@ -23,12 +23,19 @@ fn service(name: &str, after: &[u16]) -> Service {
         restart: Restart::Always,
         restart_min_ms: 200,
         restart_max_ms: 1000,
+        restart_burst: 0,
+        restart_window_ms: 60_000,
+        give_up: GiveUp::Fail,
         stop: vec![StopStep { signal: 2, wait_ms: 300 }, StopStep { signal: 15, wait_ms: 400 }],
         sockets: vec![],
         fd_store_max: 0,
         nofile: 0,
         oom_score_adj: 0,
         no_new_privs: false,
+        private_tmp: false,
+        read_only: vec![],
+        hidden: vec![],
+        syscalls: None,
         console: false,
         phases: vec![],
         watchdog_ms: 0,
@@ -38,7 +45,7 @@ fn service(name: &str, after: &[u16]) -> Service {
 
 /// A machine whose phases have ended well.
 fn machine(services: Vec<Service>) -> Machine {
-    let mut machine = Machine::new(services, &["state", "data"]);
+    let mut machine = Machine::new(services, &["state", "data"], 0);
     machine.step(0, Event::Phases(u32::MAX));
     machine
 }
@@ -71,7 +78,7 @@ fn dependents_wait_until_what_they_need_is_ready() {
 fn nothing_starts_before_the_phases_and_without_those_it_needs() {
     let mut needs = service("pg", &[]);
     needs.phases = vec!["data".into()];
-    let mut machine = Machine::new(vec![needs, service("other", &[])], &["state", "data"]);
+    let mut machine = Machine::new(vec![needs, service("other", &[])], &["state", "data"], 0);
     assert!(acts(&mut machine, 1, Event::Start(0)).is_empty());
     assert!(acts(&mut machine, 1, Event::Start(1)).is_empty());
     assert_eq!(machine.slot(0).why, Why::WaitsForPhases);
@@ -97,6 +104,47 @@ fn back_off_doubles_is_bounded_and_is_forgiven() {
     now += STEADY_MS;
     machine.step(now, Event::Exited(50, Exit::Signal(9)));
     assert_eq!(machine.next_deadline_ms(), Some(now + 200));
+}
+
+#[test]
+fn who_ends_too_often_is_given_up_and_forgiven_when_asked_for() {
+    let mut spec = service("a", &[]);
+    (spec.restart_burst, spec.restart_window_ms, spec.give_up) = (3, 10_000, GiveUp::Reboot);
+    (spec.restart_min_ms, spec.restart_max_ms) = (100, 100);
+    let mut machine = running(vec![spec], 50);
+    let end = |machine: &mut Machine, now| {
+        let actions = acts(machine, now, Event::Exited(50, Exit::Status(1)));
+        machine.step(now, Event::Empty(0));
+        machine.step(now + 100, Event::Tick);
+        machine.step(now + 100, Event::Spawned(0, 50));
+        actions
+    };
+    for now in [1000, 2000, 3000, 20_000, 21_000, 22_000] {
+        assert_eq!(end(&mut machine, now), [Action::KillGroup(0)], "three in a window are not too many");
+    }
+    let last = acts(&mut machine, 23_000, Event::Exited(50, Exit::Status(1)));
+    assert_eq!(last, [Action::KillGroup(0), Action::Reboot(0)]);
+    let slot = machine.slot(0);
+    assert_eq!((slot.state, slot.why, slot.wanted), (State::Failed, Why::GaveUp, false));
+    machine.step(23_000, Event::Empty(0));
+    assert_eq!(acts(&mut machine, 24_000, Event::Start(0)), [Action::Spawn(0)]);
+}
+
+#[test]
+fn restarts_are_spread() {
+    let services = (0..64).map(|n| service(&format!("s{n}"), &[])).collect();
+    let mut machine = Machine::new(services, &[], 0x5eed);
+    machine.step(0, Event::Phases(0));
+    let mut times = std::collections::BTreeSet::new();
+    for id in machine.ids() {
+        let pid = 100 + u32::from(id);
+        machine.step(1, Event::Start(id));
+        machine.step(1, Event::Spawned(id, pid));
+        machine.step(2, Event::Exited(pid, Exit::Status(1)));
+        times.insert(machine.slot(id).deadline_ms);
+    }
+    assert!(times.iter().all(|at| (152..=202).contains(at)), "{times:?}");
+    assert!(times.len() > 20, "{times:?}");
 }
 
 #[test]
@@ -278,6 +326,7 @@ proptest! {
                             }
                         }
                         Action::Changed(_) => {}
+                        Action::Reboot(_) => prop_assert!(false, "no service here asks for that"),
                     }
                 }
                 for id in machine.ids() {

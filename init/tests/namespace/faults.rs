@@ -60,7 +60,9 @@ fn one(client: &mut Client, container: &Container, fault: Fault, after: u32) -> 
     wait_for("another life", || {
         // A connection whose request was being answered is cut, and made again.
         match client.call(Call::Stats) {
-            Ok(Ok(Answer::Stats(stats))) => Some(stats.recovery_us).filter(|us| stats.reexecs > before && *us > 0),
+            Ok(Ok(Answer::Stats(stats))) => {
+                Some(stats.recovery_us).filter(|us| stats.reexecs > before && *us > 0)
+            }
             Ok(other) => panic!("{other:?}"),
             Err(_) => {
                 *client = Client::connect(container);

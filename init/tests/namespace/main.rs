@@ -11,6 +11,8 @@ use rustix::process::Signal;
 use support::{Client, Container, pause, service, wait_for, zombies};
 
 const SERVICES: usize = 20;
+/// Number of mkdir(2).
+const MKDIR: u16 = 83;
 
 fn services() -> Vec<Service> {
     let mut services: Vec<Service> =
@@ -26,6 +28,18 @@ fn services() -> Vec<Service> {
     user.capabilities = Some(vec![10]);
     user.no_new_privs = true;
     services.push(user);
+    let script = "echo secret > /tmp/secret; while :; do /bin/busybox sleep 1; done";
+    let mut confined = service("confined", script);
+    confined.no_new_privs = true;
+    confined.private_tmp = true;
+    confined.read_only = vec!["/var".into()];
+    confined.hidden = vec!["/state".into()];
+    services.push(confined);
+    // Everything that a shell needs, but for the system call that makes directories.
+    let mut filtered = service("filtered", "/bin/busybox mkdir /tmp/made; exec /bin/busybox sleep 1000");
+    filtered.no_new_privs = true;
+    filtered.syscalls = Some((0..451).filter(|number| *number != MKDIR).collect());
+    services.push(filtered);
     services
 }
 
@@ -37,6 +51,7 @@ fn a_life() {
     let began = client.wait_all_ready();
     kills_and_restarts(&container, &mut client, &began);
     identities(&mut client);
+    confinement(&container, &mut client);
     oneshots(&container, &mut client);
     crashes(&container, &mut client);
     ladder_and_fence(&mut client);
@@ -77,6 +92,18 @@ fn identities(client: &mut Client) {
     ] {
         assert!(status.contains(line), "no {line:?} in\n{status}");
     }
+}
+
+fn confinement(container: &Container, client: &mut Client) {
+    let pid = client.service("confined").pid;
+    let script = format!(
+        "cat /proc/{pid}/root/tmp/secret; ls /tmp; touch /proc/{pid}/root/var/x || echo read-only; \
+         touch /var/x && echo writable; touch /state/x; ls /proc/{pid}/root/state; grep Seccomp: /proc/{}/status",
+        client.service("filtered").pid
+    );
+    let seen = String::from_utf8(client.oneshot(&script, 5000).stdout).expect("text");
+    assert_eq!(seen, "secret\nread-only\nwritable\nSeccomp:\t2\n");
+    assert!(!support::inside(container, "/tmp/made").exists(), "the filter let mkdir pass");
 }
 
 fn oneshots(container: &Container, client: &mut Client) {

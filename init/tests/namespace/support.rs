@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use dyad_api::control::{
     Answer, Call, Message, Oneshot, Refusal, Request, ServiceState, ServiceStatus, Stats,
 };
-use dyad_spec::compiled::{ImageTable, Readiness, Restart, Service, StopStep};
+use dyad_spec::compiled::{GiveUp, ImageTable, Readiness, Restart, Service, StopStep};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType, connect, recv, send, socket,
 };
@@ -40,12 +40,19 @@ pub(crate) fn service(name: &str, script: &str) -> Service {
         restart: Restart::Always,
         restart_min_ms: 100,
         restart_max_ms: 1000,
+        restart_burst: 0,
+        restart_window_ms: 60_000,
+        give_up: GiveUp::Fail,
         stop: vec![StopStep { signal: 15, wait_ms: 1000 }],
         sockets: vec![],
         fd_store_max: 0,
         nofile: 0,
         oom_score_adj: 0,
         no_new_privs: false,
+        private_tmp: false,
+        read_only: vec![],
+        hidden: vec![],
+        syscalls: None,
         console: false,
         phases: vec![],
         watchdog_ms: 0,

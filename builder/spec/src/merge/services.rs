@@ -67,6 +67,11 @@ fn check(overlay: &Laid, name: &str, raw: &RawService, found: &mut Found) {
         let label = format!("expected at least {}ms, which is `restart_min`", raw.restart_min.get());
         found.at(&overlay.source, &raw.restart_max.span, title, label);
     }
+    if let Some(syscalls) = raw.syscalls.as_ref().filter(|_| !raw.no_new_privs) {
+        let title = format!("`services.{name}.syscalls` without `no_new_privs`");
+        let label = "a program that gains privileges cannot be confined: expected `no_new_privs = true`";
+        found.at(&overlay.source, &syscalls.span, title, label);
+    }
     for socket in &raw.sockets {
         if !socket.path.as_str().starts_with("/run/") {
             let title = format!("`services.{name}.sockets`: {} is not below /run", socket.path.value);
