@@ -118,10 +118,10 @@ async fn a_lost_answer_to_an_enrolment_is_asked_for_again() {
     let told = b.enroll(&code, witness.address).await.unwrap();
     assert!(matches!(told, Reply::Enrolled { complete: true, .. }), "{told:?}");
     witness.kill_and_restart();
-    assert!(b.enroll(&code, witness.address).await.is_err(), "that connection died");
     for member in [&mut a, &mut b] {
         let mut told = member.enroll(&code, witness.address).await;
         if told.is_err() {
+            // The connection died with the process.
             told = member.enroll(&code, witness.address).await;
         }
         assert!(matches!(told, Ok(Reply::Enrolled { complete: true, .. })), "{told:?}");
@@ -308,7 +308,12 @@ async fn a_full_file_system_refuses_newcomers_and_keeps_members() {
     let won = a.batch(2, cas(1, Change::Resume)).await;
     assert_eq!(won.answer, Answer::Verdicts { request: RequestId(2), verdicts: vec![Verdict::Won] });
     held.make_room();
-    let told = c.enroll(&code, held.witness().address).await.unwrap();
+    // A stranger that was refused is hung up on: the first call learns that, the second comes through.
+    let mut told = c.enroll(&code, held.witness().address).await;
+    if told.is_err() {
+        told = c.enroll(&code, held.witness().address).await;
+    }
+    let told = told.unwrap();
     assert!(matches!(told, Reply::Enrolled { complete: false, .. }), "{told:?}");
 }
 
