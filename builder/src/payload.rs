@@ -15,6 +15,10 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
     ("supervisor", "supervisor", "/usr/lib/dyad/supervisor"),
     ("dyadctl", "dyadctl", "/usr/bin/dyadctl"),
 ];
+/// PostgreSQL's guard: package, file that cargo makes, place in the root. A library that another program loads cannot be
+/// linked statically, so it is a build of its own.
+const GUARD: (&str, &str, &str) =
+    ("dyad-guard", "libdyad_guard.so", "/usr/lib/postgresql/15/lib/dyad_guard.so");
 /// Path of PID 1 in the root; the initrd carries the same bytes.
 pub(crate) const INIT: &str = "/usr/lib/dyad/init";
 /// glibc can be linked statically for this target; naming it keeps proc-macros dynamic.
@@ -50,8 +54,11 @@ fn home(variable: &str, fallback: &str) -> Option<PathBuf> {
 
 /// Flags that make the bytes independent of directory, user and host: paths in panic messages are renamed. The last
 /// prefix that fits counts, so the target directory, which may lie in the checkout, comes after it.
-fn rustflags(root: &Path, target_dir: &Path) -> String {
-    let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
+fn rustflags(root: &Path, target_dir: &Path, linked: Linked) -> String {
+    let mut flags: Vec<String> = match linked {
+        Linked::Statically => vec!["-Ctarget-feature=+crt-static".to_owned()],
+        Linked::AtRunTime => Vec::new(),
+    };
     let mut remap =
         |from: &Path, to: &str| flags.push(format!("--remap-path-prefix={}={to}", from.display()));
     if let Some(cargo) = home("CARGO_HOME", ".cargo") {
@@ -78,16 +85,28 @@ fn cargo() -> Result<PathBuf> {
     )
 }
 
-fn compile(root: &Path, offline: bool) -> Result<PathBuf> {
+/// How a build of ours finds the C library.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Linked {
+    Statically,
+    AtRunTime,
+}
+
+/// Compiles packages; returns the directory that holds what came of it.
+fn compile(root: &Path, offline: bool, packages: &[&str], linked: Linked) -> Result<PathBuf> {
     let target_dir = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    // Absolute, as cargo hands it to the compiler; relative ones are the caller's.
-    let target_dir = std::path::absolute(target_dir)?.join("payload");
+    // Absolute, as cargo hands it to the compiler; relative ones are the caller's. Other flags have their own directory,
+    // or each build would throw away the other's.
+    let target_dir = std::path::absolute(target_dir)?.join(match linked {
+        Linked::Statically => "payload",
+        Linked::AtRunTime => "payload-guard",
+    });
     let mut args: Vec<String> =
         ["build", "--release", "--locked", "--target", TARGET].map(str::to_owned).to_vec();
     if offline {
         args.push("--offline".into());
     }
-    for (package, _, _) in PROGRAMS {
+    for package in packages {
         args.push("--package".into());
         args.push((*package).into());
     }
@@ -97,27 +116,33 @@ fn compile(root: &Path, offline: bool) -> Result<PathBuf> {
         .directory(root)
         .inherit_env()
         .env("CARGO_TARGET_DIR", &target_dir)
-        .env("CARGO_ENCODED_RUSTFLAGS", rustflags(root, &target_dir))
+        .env("CARGO_ENCODED_RUSTFLAGS", rustflags(root, &target_dir, linked))
         .deadline(COMPILE_DEADLINE)
         .run_checked()
-        .context("compiling init, supervisor and dyadctl for the image")?;
+        .with_context(|| format!("compiling {} for the image", packages.join(", ")))?;
     Ok(target_dir.join(TARGET).join("release"))
 }
 
 /// Compiles or finds the programs.
 pub(crate) fn programs(offline: bool) -> Result<Vec<Program>> {
-    let dir = match (beside_self(), checkout()) {
-        (Some(dir), _) => dir,
-        (None, Some(root)) => compile(&root, offline)?,
+    let (guard_package, guard_file, guard_path) = GUARD;
+    let (dir, guard_dir) = match (beside_self(), checkout()) {
+        (Some(dir), _) => (dir.clone(), dir),
+        (None, Some(root)) => {
+            let packages: Vec<&str> = PROGRAMS.iter().map(|(package, _, _)| *package).collect();
+            (
+                compile(&root, offline, &packages, Linked::Statically)?,
+                compile(&root, offline, &[guard_package], Linked::AtRunTime)?,
+            )
+        }
         (None, None) => bail!(
-            "neither a directory `payload` with init, supervisor and dyadctl beside this program nor the source \
-             checkout it was built from is there"
+            "neither a directory `payload` with init, supervisor, dyadctl and {guard_file} beside this program nor \
+             the source checkout it was built from is there"
         ),
     };
-    PROGRAMS
-        .iter()
-        .map(|&(_, name, path)| {
-            let file = dir.join(name);
+    let all = PROGRAMS.iter().map(|&(_, name, path)| (dir.join(name), path));
+    all.chain([(guard_dir.join(guard_file), guard_path)])
+        .map(|(file, path)| {
             let bytes = std::fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
             Ok(Program { path, bytes: bytes.into() })
         })

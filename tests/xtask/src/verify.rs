@@ -27,6 +27,7 @@ pub(crate) const DEBIAN_PACKAGES: &[&str] = &[
     "ovmf",
     "postgresql-15",
     "postgresql-client-15",
+    "postgresql-server-dev-15",
     "procps",
     "python3",
     "python3-jsonschema",
