@@ -24,7 +24,7 @@ impl State {
             seat.crashes = seat.crashes.saturating_add(1);
             self.arm(Timer::Crashes(r), now.plus(CRASHES_WITHIN_MS));
             self.go(r, Phase::Fenced);
-        } else if phase == Phase::Following {
+        } else if matches!(phase, Phase::Following | Phase::Renouncing) {
             self.arm(Timer::Retry(Some(r)), now.plus(RETRY_MS));
             self.go(r, Phase::Inspecting);
         } else if phase == Phase::Unlearned {

@@ -252,6 +252,7 @@ pub const EDGES: &[(Phase, Phase, &str)] = {
         (Following, Inspecting, "ended, or the holder's history changed"),
         (Following, Fenced, "held here after all"),
         (Renouncing, Following, "marker gone"),
+        (Renouncing, Inspecting, "ended"),
         (Renouncing, Fenced, "held here after all"),
         (Inspecting, Stopping, "holder lost, or operator"),
         (Attaching, Stopping, "holder lost, or operator"),

@@ -327,6 +327,10 @@ impl State {
         if to.serves() {
             seat.running = Some(Running::Serving);
         }
+        if to == Phase::Fenced {
+            // Whatever failed before: the ladder waits for nothing.
+            self.timers.remove(&Timer::Retry(Some(resource)));
+        }
         self.edges.push((resource, from, to));
     }
 

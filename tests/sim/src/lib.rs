@@ -3,4 +3,5 @@
 pub mod explore;
 pub mod mutate;
 pub mod report;
+pub mod scenario;
 pub mod sim;

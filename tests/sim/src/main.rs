@@ -13,6 +13,7 @@ use dyad_sim::{mutate, sim};
 const USAGE: &str = "usage: dyad-sim COMMAND
   sim --seeds A..B [--json | --threads N]   histories of whole clusters
   sim --seed N                one of them, told in full; a broken one without the faults that it does not need
+  sim scenario NAME           one of tests/scenarios, told in full
   sim coverage --seeds A..B   which edges were never taken under which fault
   sim harmless N              N episodes of each kind in which nothing may move
   sim times N                 simulated times of take-over, degrade and protection, over N runs each
@@ -58,6 +59,17 @@ fn replay(seed: u64) -> bool {
     run.log.iter().for_each(|line| println!("{line}"));
     println!("{}", run.violation.as_deref().unwrap_or("no violation"));
     run.violation.is_none()
+}
+
+/// Tells a scenario in full.
+fn story(name: &str) -> Result<bool> {
+    let all = dyad_sim::scenario::all()?;
+    let (_, scenario) =
+        all.iter().find(|(_, s)| s.name == name).with_context(|| format!("no scenario {name:?}"))?;
+    let (_, run) = scenario.tell();
+    run.log.iter().for_each(|line| println!("{line}"));
+    println!("{}", run.violation.as_deref().unwrap_or("no violation"));
+    Ok(run.violation.is_none())
 }
 
 fn coverage(seeds: std::ops::Range<u64>) -> bool {
@@ -163,6 +175,7 @@ fn run(args: &[&str]) -> Result<bool> {
             simulate(range(seeds)?, number(count)? as usize, false)
         }
         ["sim", "--seed", seed] => replay(number(seed)?),
+        ["sim", "scenario", name] => story(name)?,
         ["sim", "coverage", "--seeds", seeds] => coverage(range(seeds)?),
         ["sim", "harmless", count] => harmless(number(count)?),
         ["sim", "times", runs] => {

@@ -334,6 +334,7 @@ impl Cluster {
             }
         }
         for node in Node::BOTH {
+            self.tell_node(node, Event::Command(Command::Undrain));
             for r in (0..self.resources()).map(|r| ResourceId(r as u16)) {
                 let Some(state) = &self.machines[node.index()].state else { continue };
                 let holds = state.register(r).is_some_and(|register| register.holder == node);
