@@ -5,6 +5,7 @@ mod cgroup;
 mod clock;
 mod core;
 mod exec;
+mod gate;
 mod helper;
 mod initrd;
 mod log;

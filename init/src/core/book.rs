@@ -72,6 +72,8 @@ pub(super) struct Saved {
     pub(super) recovery_us_max: u32,
     pub(super) fence: FenceTimes,
     pub(super) watchdog: RawFd,
+    /// To the process that closes the gate.
+    pub(super) gate: RawFd,
     pub(super) notify: RawFd,
     pub(super) control: RawFd,
     /// (service, name, descriptor)

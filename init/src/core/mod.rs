@@ -68,6 +68,7 @@ pub(crate) enum Token {
     JobOut(u16),
     JobErr(u16),
     Stored(u16),
+    Gate,
 }
 
 impl Token {
@@ -82,6 +83,7 @@ impl Token {
             Token::JobOut(at) => (6, at),
             Token::JobErr(at) => (7, at),
             Token::Stored(at) => (8, at),
+            Token::Gate => (9, 0),
         };
         epoll::EventData::new_u64(kind << 32 | u64::from(index))
     }
@@ -98,6 +100,7 @@ impl Token {
             6 => Token::JobOut(at),
             7 => Token::JobErr(at),
             8 => Token::Stored(at),
+            9 => Token::Gate,
             _ => return None,
         })
     }
@@ -306,6 +309,7 @@ impl Core {
                 Some(Token::JobOut(at)) => self.read_job(at, true),
                 Some(Token::JobErr(at)) => self.read_job(at, false),
                 Some(Token::Stored(at)) => self.drop_stored(at),
+                Some(Token::Gate) => self.read_gate(),
                 Some(Token::Notify) | None => {}
             }
         }

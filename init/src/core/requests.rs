@@ -51,6 +51,7 @@ impl Core {
             Call::Arm { deadline_ns } => {
                 self.fence.arm(deadline_ns);
                 self.save_fence();
+                self.open_gate_keeper();
                 Ok(Answer::Accepted)
             }
             Call::Subscribe => {

@@ -60,6 +60,7 @@ pub(super) fn arm_with(memory: &Memory, binary: OwnedFd) -> std::io::Result<()> 
 /// Descriptors of the former image, in the order of the book.
 struct Taken {
     watchdog: Option<OwnedFd>,
+    gate: Option<OwnedFd>,
     clients: Vec<Option<OwnedFd>>,
     pipes: Vec<(Option<OwnedFd>, Option<OwnedFd>)>,
 }
@@ -68,7 +69,7 @@ struct Taken {
 /// end. Before anything else is opened, because from then on a number may mean something new.
 fn take(saved: &Saved, memory: RawFd) -> Result<(Bound, Taken), ResumeError> {
     let own = |fd: RawFd| adopt(fd).ok_or(ResumeError::Descriptor(fd));
-    let mut known = vec![saved.notify, saved.control, saved.watchdog, memory];
+    let mut known = vec![saved.notify, saved.control, saved.watchdog, saved.gate, memory];
     let mut sockets = Vec::with_capacity(saved.sockets.len());
     for (service, name, fd) in &saved.sockets {
         known.push(*fd);
@@ -84,6 +85,7 @@ fn take(saved: &Saved, memory: RawFd) -> Result<(Bound, Taken), ResumeError> {
     let bound = Bound { notify: own(saved.notify)?, control: own(saved.control)?, sockets, stored };
     let taken = Taken {
         watchdog: adopt(saved.watchdog),
+        gate: adopt(saved.gate),
         clients: saved.clients.iter().map(|(_, fd, ..)| adopt(*fd)).collect(),
         pipes: saved.jobs.iter().map(|job| (adopt(job.out.0), adopt(job.err.0))).collect(),
     };
@@ -135,7 +137,8 @@ impl Core {
         let (clients, jobs) = (saved.clients.clone(), saved.jobs.clone());
         self.machine.restore_phases(saved.phases_done, saved.shutting_down);
         let (deadline, gone_by) = self.memory.load_fence().map_err(BookError::Read)?;
-        self.fence.restore(deadline, gone_by, taken.watchdog);
+        self.fence.restore(deadline, gone_by, taken.watchdog, taken.gate);
+        self.watch_gate();
         self.book = saved;
         self.book.reexecs = self.book.reexecs.saturating_add(1);
         self.meter.fault_ns = Some(header.fault_ns);
@@ -216,6 +219,7 @@ impl Core {
         book.phases_done = self.machine.phases_done();
         book.shutting_down = self.machine.is_shutting_down();
         book.watchdog = self.fence.watchdog.as_ref().map_or(-1, |watchdog| watchdog.as_fd().as_raw_fd());
+        book.gate = self.fence.gate.as_ref().map_or(-1, raw);
         book.notify = raw(&self.bound.notify);
         book.control = raw(&self.bound.control);
         if book.sockets.is_empty() {

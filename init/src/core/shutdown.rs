@@ -133,7 +133,7 @@ impl Core {
 
     fn step_done(&self, work: Work) -> bool {
         match work {
-            Work::StopServices => self.machine.is_quiet(),
+            Work::StopServices => self.machine.is_quiet() && !self.jobs.runs(jobs::Kind::Record),
             Work::SignalAll(_) => matches!(signals::peek(), Ok(Children::None)),
             Work::Helper => !self.jobs.runs(jobs::Kind::Step),
             Work::Record => self.book.record.is_none() && !self.jobs.runs(jobs::Kind::Record),

@@ -2,6 +2,7 @@
 //! control groups, so it needs root, cgroup2, util-linux and busybox: tests/vm runs it in a guest.
 
 mod faults;
+mod hostile;
 mod steady;
 mod support;
 
@@ -54,7 +55,7 @@ fn a_life() {
     confinement(&container, &mut client);
     oneshots(&container, &mut client);
     crashes(&container, &mut client);
-    ladder_and_fence(&mut client);
+    ladder_and_fence(&container, &mut client);
     shutdown(container, &mut client);
 }
 
@@ -148,7 +149,36 @@ fn crashes(container: &Container, client: &mut Client) {
     });
 }
 
-fn ladder_and_fence(client: &mut Client) {
+/// Runs nft in the container's network.
+fn nft(container: &Container, words: &str) -> String {
+    let words: Vec<&str> = std::iter::once("nft").chain(words.split(' ')).collect();
+    support::within(container, &["--net"], &words)
+}
+
+/// Elements of the gate's sets.
+fn elements(container: &Container) -> String {
+    let text = nft(container, "list ruleset");
+    text.lines().filter(|line| line.contains("elements")).collect()
+}
+
+fn gate(container: &Container) {
+    for words in [
+        "add table inet dyad_gate",
+        "add set inet dyad_gate vip4 { type ipv4_addr; flags timeout; }",
+        "add set inet dyad_gate vip6 { type ipv6_addr; flags timeout; }",
+        "add table arp dyad_gate",
+        "add set arp dyad_gate vip4 { type ipv4_addr; flags timeout; }",
+        "add element inet dyad_gate vip4 { 10.0.0.1 timeout 100s }",
+        "add element inet dyad_gate vip6 { fd00::1 timeout 100s }",
+        "add element arp dyad_gate vip4 { 10.0.0.1 timeout 100s }",
+    ] {
+        nft(container, words);
+    }
+    assert_eq!(elements(container).matches("elements").count(), 3);
+}
+
+fn ladder_and_fence(container: &Container, client: &mut Client) {
+    gate(container);
     client.ask(Call::Start { name: "stubborn".into() });
     wait_for("stubborn", || (client.service("stubborn").state == ServiceState::Ready).then_some(()));
     client.ask(Call::Stop { name: "stubborn".into() });
@@ -158,6 +188,17 @@ fn ladder_and_fence(client: &mut Client) {
     client.ask(Call::Arm { deadline_ns: Some(deadline) });
     assert_eq!(client.service("writer").state, ServiceState::Ready, "the deadline is still to come");
     wait_for("writer fenced", || (client.service("writer").state == ServiceState::Stopped).then_some(()));
+    let times =
+        wait_for("all writers gone", || Some(client.stats().fence).filter(|times| times.empty_ns != 0));
+    let order = [deadline, times.gate_ns, times.killed_ns, times.empty_ns];
+    assert_eq!(times.deadline_ns, deadline);
+    assert!(order.is_sorted(), "deadline, gate, kill, empty: {order:?}");
+    let after = order.map(|ns| (ns - deadline) / 1000);
+    println!(
+        "after the deadline: gate closed {} us, killed {} us, empty {} us",
+        after[1], after[2], after[3]
+    );
+    assert_eq!(elements(container), "", "the gate is open");
     assert_eq!(client.service("s0").state, ServiceState::Ready, "only writers are fenced");
 }
 

@@ -253,6 +253,16 @@ fn image(services: Vec<Service>) -> ImageTable {
     }
 }
 
+/// Runs a program of the host, in some of the container's namespaces; what it wrote.
+pub(crate) fn within(container: &Container, namespaces: &[&str], words: &[&str]) -> String {
+    #[allow(clippy::disallowed_methods, reason = "a test looks at its subject from outside")]
+    let mut command = Command::new("nsenter");
+    command.args(["--target", &container.pid.to_string()]).args(namespaces).args(words);
+    let output = command.output().expect("nsenter is installed");
+    assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
 /// A path as PID 1 of the container sees it.
 pub(crate) fn inside(container: &Container, path: &str) -> PathBuf {
     PathBuf::from(format!("/proc/{}/root{path}", container.pid))

@@ -34,6 +34,7 @@ const PACKAGES: &[&str] = &[
     "linux-image-amd64",
     "lvm2",
     "mount",
+    "nftables",
     "squashfs-tools",
     "strace",
     "tar",

@@ -65,12 +65,12 @@ fn the_life_of_pid_1() {
     Guest {
         package: "init",
         test: "namespace",
-        select: &[],
-        modules: &[],
+        select: &["--skip", "inside_", "--test-threads=1", "--nocapture"],
+        modules: &["nfnetlink", "crc32c_generic", "libcrc32c", "nf_tables"],
         ext4: false,
         env: &[],
-        memory_mib: 1024,
-        seconds: 200,
+        memory_mib: 2048,
+        seconds: 1500,
     }
     .run();
 }
