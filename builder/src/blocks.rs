@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use dyad_archive::clock;
+use dyad_archive::{Cache, clock};
 use dyad_debian::Digest as DebDigest;
 use dyad_formats::squashfs::{BlockCache, BlockKey};
 use dyad_formats::verity::hex;
@@ -44,6 +44,12 @@ impl DiskBlocks {
     /// Uses the directory, which need not exist yet.
     pub(crate) fn at(dir: &Path) -> Self {
         DiskBlocks { dir: dir.to_owned() }
+    }
+
+    /// Beside the cache of packages, or where `DYAD_BLOCK_CACHE` says.
+    pub(crate) fn beside(cache: &Cache) -> Self {
+        let dir = std::env::var_os("DYAD_BLOCK_CACHE");
+        DiskBlocks::at(&dir.map_or_else(|| cache.root().join("blocks"), PathBuf::from))
     }
 
     fn path(&self, kind: &str, level: i32, sha256: &[u8]) -> PathBuf {
@@ -110,6 +116,21 @@ impl DiskBlocks {
     fn package_path(&self, deb: &DebDigest) -> PathBuf {
         let name = deb.to_string();
         self.dir.join("packages").join(&name[..2]).join(&name[2..])
+    }
+
+    fn known_path(&self, kind: &str, key: &[u8; 32]) -> PathBuf {
+        let name = hex(key);
+        self.dir.join(kind).join(&name[..2]).join(&name[2..])
+    }
+
+    /// What was remembered under a key that names everything it was made from.
+    pub(crate) fn recall(&self, kind: &str, key: &[u8; 32]) -> Option<Bytes> {
+        Self::read(&self.known_path(kind, key))
+    }
+
+    /// Remembers a result.
+    pub(crate) fn remember(&self, kind: &str, key: &[u8; 32], data: &[u8]) {
+        let _ = self.write(&self.known_path(kind, key), &[&checksum(data), data]);
     }
 
     /// [`dyad_formats::zstd_frame`] of the data, remembered.

@@ -18,8 +18,9 @@ use crate::blocks::DiskBlocks;
 use crate::cli::BuildArgs;
 use crate::emit::{self, Finished, Output};
 use crate::manifest::Manifest;
+use crate::record::BuildRecord;
 use crate::stage::{Stages, Timed};
-use crate::{load, packages, payload, sbom};
+use crate::{key, load, packages, payload, sbom};
 
 /// Start of the name of a build's own directory inside the output directory.
 const SCRATCH_PREFIX: &str = ".dyad-build-";
@@ -41,12 +42,16 @@ pub(crate) struct Wanted {
     pub(crate) offline: bool,
     /// Site file to bake.
     pub(crate) site: Option<PathBuf>,
+    /// Private key that signs the build record.
+    pub(crate) key: Option<PathBuf>,
+    /// Hash the outputs as whole files: a second for a disk, so only where the digest is shown.
+    pub(crate) sha256: bool,
 }
 
 impl From<BuildArgs> for Wanted {
     fn from(args: BuildArgs) -> Self {
-        let BuildArgs { definition, out, formats, locked, offline, site, json: _ } = args;
-        Wanted { definition, out, formats, locked, offline, site }
+        let BuildArgs { definition, out, formats, locked, offline, site, key, json } = args;
+        Wanted { definition, out, formats, locked, offline, site, key, sha256: json }
     }
 }
 
@@ -97,13 +102,7 @@ impl Record {
         );
         println!("root hash {}", self.root.verity_root_hash);
         for output in &self.outputs {
-            println!(
-                "{:<6} {} ({} bytes, sha256 {})",
-                output.format,
-                output.path.display(),
-                output.bytes,
-                output.sha256
-            );
+            println!("{:<6} {} ({} bytes)", output.format, output.path.display(), output.bytes);
         }
     }
 }
@@ -143,12 +142,6 @@ fn site(path: &Path) -> Result<Bytes> {
     Ok(text.into())
 }
 
-/// Where work of earlier builds is remembered.
-fn block_cache(cache: &Cache) -> DiskBlocks {
-    let dir = std::env::var_os("DYAD_BLOCK_CACHE").map_or_else(|| cache.root().join("blocks"), PathBuf::from);
-    DiskBlocks::at(&dir)
-}
-
 /// Builds an image.
 pub(crate) fn build(wanted: &Wanted) -> Result<Record> {
     let stages = Stages::new();
@@ -157,16 +150,22 @@ pub(crate) fn build(wanted: &Wanted) -> Result<Record> {
     let site = wanted.site.as_deref().map(site).transpose()?;
     let (dir, _lock) = scratch(&wanted.out)?;
     let cache = Cache::open_default()?;
+    let memory = DiskBlocks::beside(&cache);
+    // What cannot be is said before minutes go into compiling.
+    let chosen = packages::choose(wanted, merged, &cache, &memory, &stages)?;
     // Compiling our own programs and fetching packages wait for different things.
-    let (packages, programs) = std::thread::scope(|scope| {
+    let (obtained, programs) = std::thread::scope(|scope| {
         let programs = scope.spawn(|| stages.run("payload", || payload::programs(wanted.offline)));
-        let packages = packages::obtain(wanted, merged, &cache, &stages);
-        (packages, programs.join().map_err(|_| anyhow!("compiling the payload panicked")))
+        let obtained = chosen.fetch(wanted, &cache, &stages);
+        (obtained, programs.join().map_err(|_| anyhow!("compiling the payload panicked")))
     });
-    let (obtained, programs) = (packages?, programs??);
+    let (obtained, programs) = (obtained?, programs??);
     let mut bill: Vec<LockedPackage> = obtained.packages.iter().map(|p| p.locked.clone()).collect();
     bill.sort();
-    let blocks = block_cache(&cache);
+    let overlay_files = loaded.overlay_files()?;
+    let mut inputs = loaded.digests(&overlay_files);
+    inputs.extend(programs.iter().map(|p| load::input(format!("program {}", p.path), &p.bytes)));
+    inputs.extend(site.iter().map(|text| load::input("site file".to_owned(), text)));
     let built = stages.run("tree", || {
         let mut payload: Vec<PayloadFile> = programs
             .into_iter()
@@ -175,21 +174,31 @@ pub(crate) fn build(wanted: &Wanted) -> Result<Record> {
         let init =
             payload.iter().position(|p| p.path == payload::INIT).context("no init among the programs")?;
         let init = payload.remove(init).data;
-        let (packages, overlay_files) = (obtained.packages, loaded.overlay_files()?);
-        let (limits, cache) = (Limits::default(), Some(&blocks as &dyn PackageCache));
+        let (packages, limits) = (obtained.packages, Limits::default());
+        let cache = Some(&memory as &dyn PackageCache);
         Ok(dyad_tree::build(Inputs { packages, merged, overlay_files, init, payload, limits, cache })?)
     })?;
-    let root = stages.run("squashfs", || emit::root(&built, dir.path(), &blocks))?;
-    let boot = stages.run("kernel image", || emit::boot(merged, &built, &root.hash, &blocks))?;
+    let root = stages.run("squashfs", || emit::root(&built, dir.path(), &memory))?;
+    let boot = stages.run("kernel image", || emit::boot(merged, &built, &root.hash, &memory))?;
     let formats = if wanted.formats.is_empty() { &merged.outputs } else { &wanted.formats };
-    let finished = Finished { merged, built: &built, root, boot, site };
-    let manifest = Manifest::new(&built, obtained.chains, &finished.root.hash);
-    let beside = [
-        ("manifest.json", serde_json::to_value(&manifest).context("writing the manifest")?),
-        ("spdx.json", sbom::document(merged, &bill, &finished.root.hash)),
-    ];
-    let outputs = stages.run("outputs", || finished.outputs(formats, &beside, dir.path(), &wanted.out))?;
-    blocks.trim();
+    let finished = Finished { merged, built: &built, root, boot, site, sha256: wanted.sha256 };
+    let hash = finished.root.hash;
+    let beside = |outputs: &[Output]| {
+        let manifest = Manifest::new(&built, obtained.chains, &hash);
+        let made = outputs.iter().map(Output::made).collect();
+        let record = BuildRecord::new((&merged.name, &merged.version), &hash, inputs, &bill, made).text()?;
+        let mut files = vec![
+            ("manifest.json", serde_json::to_vec(&manifest).context("writing the manifest")?),
+            ("spdx.json", serde_json::to_vec(&sbom::document(merged, &bill, &hash))?),
+        ];
+        if let Some(key) = &wanted.key {
+            files.push(("build.sig", key::sign(key, &record)?.into_bytes()));
+        }
+        files.push(("build.json", record));
+        Ok(files)
+    };
+    let outputs = stages.run("outputs", || finished.outputs(formats, beside, dir.path(), &wanted.out))?;
+    memory.trim();
     Ok(Record {
         name: merged.name.clone(),
         version: merged.version.clone(),

@@ -23,10 +23,29 @@ pub(crate) enum Command {
     Lock(LockArgs),
     /// Show what is in an image, a root file system or a kernel image.
     Inspect(InspectArgs),
-    /// Check every checksum, hash and structure of an image.
+    /// Check every checksum, hash and structure of an image, and the build record beside it.
     Verify {
         /// The image.
         file: PathBuf,
+        /// Public key (NAME.pub) that must have signed the build record.
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+    },
+    /// Explain how two images differ, down to package and file.
+    Diff {
+        /// The one that was.
+        old: PathBuf,
+        /// The one that is.
+        new: PathBuf,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make keys that sign build records.
+    Key {
+        /// What to do.
+        #[command(subcommand)]
+        command: KeyCommand,
     },
     /// Run virtual nodes from an image on this machine.
     Lab(dyad_lab::LabArgs),
@@ -50,6 +69,16 @@ pub(crate) enum Command {
     Man {
         /// Existing directory.
         dir: PathBuf,
+    },
+}
+
+/// `dyad key`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyCommand {
+    /// Make NAME.key, which signs, and NAME.pub, which checks.
+    New {
+        /// Path without a suffix.
+        name: PathBuf,
     },
 }
 
@@ -88,7 +117,10 @@ pub(crate) struct BuildArgs {
     /// Bake this site file into the image.
     #[arg(long)]
     pub(crate) site: Option<PathBuf>,
-    /// Print the build record as JSON on standard output.
+    /// Sign the build record with this private key (NAME.key).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// Print what was built as JSON on standard output, with the SHA-256 of every output.
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -106,7 +138,7 @@ pub(crate) struct LockArgs {
 /// `dyad inspect`.
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// Image or part of one: raw or qcow2 disk, squashfs, unified kernel image.
+    /// Image or part of one: raw or qcow2 disk, squashfs, unified kernel image, initrd, tree (tar).
     pub(crate) file: PathBuf,
     /// As JSON.
     #[arg(long)]

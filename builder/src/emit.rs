@@ -17,15 +17,15 @@ use dyad_spec::image::Merged;
 use dyad_tree::Built;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::blocks::DiskBlocks;
+use crate::record::{Made, chunks_sha256};
 
 /// High enough to save a fifth over the default, low enough for the megabytes of an initrd.
 const INITRD_ZSTD_LEVEL: i32 = 19;
-/// Level of qcow2's clusters: the root inside is compressed already.
-const QCOW2_ZSTD_LEVEL: i32 = 3;
+/// How data lies in a qcow2 file: the root inside is compressed already.
+pub(crate) const QCOW2_CLUSTERS: qcow2::Clusters = qcow2::Clusters::Zstd(3);
 /// Tries of a new boot entry; the width of both counters never changes, so neither does the length of the name.
 const BOOT_TRIES: &str = "+3-0";
 const BUFFER_BYTES: usize = 1 << 20;
@@ -48,12 +48,27 @@ pub(crate) struct Output {
     pub(crate) path: PathBuf,
     /// Size, holes included.
     pub(crate) bytes: u64,
-    /// Digest, lower-case hex.
-    pub(crate) sha256: String,
+    /// Digest, lower-case hex, where it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) sha256: Option<String>,
+    /// Digest of the build record, lower-case hex.
+    pub(crate) chunks_sha256: String,
+}
+
+impl Output {
+    /// As the build record has it.
+    pub(crate) fn made(&self) -> Made {
+        Made {
+            format: self.format.to_owned(),
+            file: self.path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            bytes: self.bytes,
+            chunks_sha256: self.chunks_sha256.clone(),
+        }
+    }
 }
 
 /// A derived 16-byte identity, marked as a custom (version 8) UUID.
-fn derived(label: &str, root_hash: &[u8; 32]) -> [u8; 16] {
+pub(crate) fn derived(label: &str, root_hash: &[u8; 32]) -> [u8; 16] {
     let digest = Sha256::new().chain_update(label).chain_update(root_hash).finalize();
     let mut id = [0; 16];
     id.copy_from_slice(&digest[..16]);
@@ -104,6 +119,13 @@ fn digest_of(path: &Path) -> Result<(u64, [u8; 32])> {
     Ok((bytes, hasher.finalize().into()))
 }
 
+/// Salt and identity of a hash tree. The salt makes equal blocks of different images differ; derived from the content it
+/// keeps builds reproducible.
+pub(crate) fn verity_identity(content: &[u8; 32]) -> ([u8; 32], [u8; 16]) {
+    let salt = Sha256::new().chain_update("dyad verity salt").chain_update(content).finalize().into();
+    (salt, derived("dyad verity uuid", content))
+}
+
 /// Writes the squashfs and its hash tree into the build's directory.
 pub(crate) fn root(built: &Built, dir: &Path, cache: &dyn squashfs::BlockCache) -> Result<Root> {
     let squashfs = dir.join("root.squashfs");
@@ -112,14 +134,11 @@ pub(crate) fn root(built: &Built, dir: &Path, cache: &dyn squashfs::BlockCache) 
     let stats = squashfs::write(&built.root, &options, &mut out).context("writing the squashfs")?;
     out.flush().context("writing the squashfs")?;
     drop(out);
-    // The salt makes equal blocks of different images differ; derived from the content it keeps builds reproducible.
     let (_, content) = digest_of(&squashfs)?;
-    let salt: [u8; 32] =
-        Sha256::new().chain_update("dyad verity salt").chain_update(content).finalize().into();
+    let (salt, uuid) = verity_identity(&content);
     let verity = dir.join("root.verity");
     let mut hashes = BufWriter::with_capacity(BUFFER_BYTES, create(&verity)?);
     let mut data = BufReader::with_capacity(BUFFER_BYTES, File::open(&squashfs)?);
-    let uuid = derived("dyad verity uuid", &content);
     let hash = verity::write(&mut data, stats.bytes, &salt, uuid, &mut hashes).context("hashing the root")?;
     hashes.flush().context("writing the hash tree")?;
     let verity_bytes = hashes.get_ref().metadata()?.len();
@@ -165,24 +184,73 @@ pub(crate) fn boot(merged: &Merged, built: &Built, root_hash: &[u8; 32], cache: 
     Ok(Boot { initrd, command_line, uki })
 }
 
-/// The EFI system partition.
-fn esp(merged: &Merged, built: &Built, root: &Root, uki: &Bytes, site: Option<Bytes>) -> Result<fat::Image> {
-    let id = derived("dyad esp volume", &root.hash);
+/// Where the ESP lists the digests of its files, in the form that `sha256sum --check` reads. It finds damage; only the
+/// signed build record finds a forgery.
+pub(crate) const SUMS_PATH: &str = "dyad/sha256sums";
+
+/// The list for these files.
+pub(crate) fn sums(files: &[(String, Bytes)]) -> Bytes {
+    let mut lines: Vec<String> = files
+        .iter()
+        .filter(|(path, _)| path != SUMS_PATH && path != SITE_PATH)
+        .map(|(path, data)| format!("{}  {path}\n", verity::hex(&Sha256::digest(data))))
+        .collect();
+    lines.sort_by(|a, b| a[64..].cmp(&b[64..]));
+    lines.concat().into()
+}
+
+/// The site file, which may be laid after the build.
+const SITE_PATH: &str = "dyad/site.toml";
+
+/// A volume whose identity comes from the root hash.
+pub(crate) fn esp_volume(
+    (sector_size, bytes, time): (u32, u64, u32),
+    root_hash: &[u8; 32],
+    files: &[(String, Bytes)],
+) -> Result<fat::Image> {
+    let id = derived("dyad esp volume", root_hash);
     let options = fat::Options {
-        sector_size: merged.layout.sector_size,
-        bytes: merged.layout.esp.bytes(),
+        sector_size,
+        bytes,
         volume_id: u32::from_le_bytes([id[0], id[1], id[2], id[3]]),
         label: "DYAD".into(),
-        timestamp: fat::Timestamp::from_unix(merged.source_date_epoch),
+        timestamp: fat::Timestamp::from_unix(time),
     };
+    fat::write(&options, files).context("writing the EFI system partition")
+}
+
+/// The EFI system partition.
+fn esp(merged: &Merged, built: &Built, root: &Root, uki: &Bytes, site: Option<Bytes>) -> Result<fat::Image> {
     let mut files = vec![
         ("EFI/BOOT/BOOTX64.EFI".to_owned(), built.bootloader.clone()),
         (format!("EFI/Linux/dyad_{}{BOOT_TRIES}.efi", merged.version), uki.clone()),
         // The newest entry that has tries left; nobody edits a command line that names what must be booted.
         ("loader/loader.conf".to_owned(), Bytes::from_static(b"timeout 0\neditor no\n")),
     ];
-    files.extend(site.map(|text| ("dyad/site.toml".to_owned(), text)));
-    fat::write(&options, &files).context("writing the EFI system partition")
+    files.push((SUMS_PATH.to_owned(), sums(&files)));
+    files.extend(site.map(|text| (SITE_PATH.to_owned(), text)));
+    let shape = (merged.layout.sector_size, merged.layout.esp.bytes(), merged.source_date_epoch);
+    esp_volume(shape, &root.hash, &files)
+}
+
+/// The layout of a disk: `label` is `NAME_VERSION`, the root is a slot of `slots[0]` bytes with `content[0]` bytes in it
+/// from input 0, its hash tree the same from input 1.
+pub(crate) fn layout(
+    (sector_size, label): (u32, &str),
+    root_hash: &[u8; 32],
+    volume: fat::Image,
+    slots: [u64; 2],
+    content: [u64; 2],
+) -> disk::Layout {
+    let file = |input, bytes| Source::File { input, offset: 0, bytes };
+    disk::Layout {
+        sector_size,
+        disk_guid: Guid::from_text_order(derived("dyad disk", root_hash)),
+        esp: disk::Esp { volume, guid: Guid::from_text_order(derived("dyad esp", root_hash)) },
+        root: disk::Slot { source: file(0, content[0]), bytes: slots[0], name: label.to_owned() },
+        verity: disk::Slot { source: file(1, content[1]), bytes: slots[1], name: format!("{label}_verity") },
+        root_hash: *root_hash,
+    }
 }
 
 /// The disk and the files that its extents refer to.
@@ -207,32 +275,18 @@ pub(crate) struct Finished<'a> {
     pub(crate) boot: Boot,
     /// Baked site file.
     pub(crate) site: Option<Bytes>,
+    /// Hash outputs as whole files too.
+    pub(crate) sha256: bool,
 }
 
 impl Finished<'_> {
     fn disk(&self) -> Result<Disk> {
         let (merged, root) = (self.merged, &self.root);
         let label = format!("{}_{}", merged.name, merged.version);
-        let file = |input, bytes| Source::File { input, offset: 0, bytes };
-        let layout = disk::Layout {
-            sector_size: merged.layout.sector_size,
-            disk_guid: Guid::from_text_order(derived("dyad disk", &root.hash)),
-            esp: disk::Esp {
-                volume: esp(merged, self.built, root, &self.boot.uki, self.site.clone())?,
-                guid: Guid::from_text_order(derived("dyad esp", &root.hash)),
-            },
-            root: disk::Slot {
-                source: file(0, root.stats.bytes),
-                bytes: merged.layout.root.bytes(),
-                name: label.clone(),
-            },
-            verity: disk::Slot {
-                source: file(1, root.verity_bytes),
-                bytes: merged.layout.verity.bytes(),
-                name: format!("{label}_verity"),
-            },
-            root_hash: root.hash,
-        };
+        let volume = esp(merged, self.built, root, &self.boot.uki, self.site.clone())?;
+        let slots = [merged.layout.root.bytes(), merged.layout.verity.bytes()];
+        let content = [root.stats.bytes, root.verity_bytes];
+        let layout = layout((merged.layout.sector_size, &label), &root.hash, volume, slots, content);
         let (image, _) = disk::layout(&layout)?;
         Ok(Disk { image, inputs: [root.squashfs.clone(), root.verity.clone()] })
     }
@@ -251,9 +305,9 @@ impl Finished<'_> {
             OutputFormat::Qcow2 => {
                 let (file, path) = name("qcow2");
                 let mut out = BufWriter::with_capacity(BUFFER_BYTES, create(&path)?);
-                let clusters = qcow2::Clusters::Zstd(QCOW2_ZSTD_LEVEL);
-                self.disk()?
-                    .with_inputs(|image, inputs| Ok(qcow2::write(image, inputs, clusters, &mut out)?))?;
+                self.disk()?.with_inputs(|image, inputs| {
+                    Ok(qcow2::write(image, inputs, QCOW2_CLUSTERS, &mut out)?)
+                })?;
                 out.flush()?;
                 Ok(vec![(file, path)])
             }
@@ -301,8 +355,13 @@ impl Finished<'_> {
             if path.is_dir() {
                 bail!("{} is a directory", path.display());
             }
-            let (bytes, sha256) = digest_of(&file)?;
-            Ok((Output { format: format.word(), path, bytes, sha256: verity::hex(&sha256) }, file))
+            let (bytes, chunks) = chunks_sha256(&file)?;
+            let sha256 = match self.sha256 {
+                true => Some(verity::hex(&digest_of(&file)?.1)),
+                false => None,
+            };
+            let chunks_sha256 = verity::hex(&chunks);
+            Ok((Output { format: format.word(), path, bytes, sha256, chunks_sha256 }, file))
         };
         files.into_iter().map(record).collect()
     }
@@ -312,7 +371,7 @@ impl Finished<'_> {
     pub(crate) fn outputs(
         &self,
         formats: &[OutputFormat],
-        beside: &[(&str, Value)],
+        beside: impl FnOnce(&[Output]) -> Result<Vec<(&'static str, Vec<u8>)>>,
         dir: &Path,
         out: &Path,
     ) -> Result<Vec<Output>> {
@@ -329,18 +388,16 @@ impl Finished<'_> {
             let finish = |t: std::thread::ScopedJoinHandle<'_, _>| t.join().expect("a panic is a bug");
             threads.into_iter().map(finish).collect::<Result<Vec<Vec<(Output, PathBuf)>>>>()
         })?;
-        for (suffix, value) in beside {
-            let mut file = BufWriter::with_capacity(BUFFER_BYTES, create(&dir.join(suffix))?);
-            serde_json::to_writer(&mut file, value).with_context(|| format!("writing {suffix}"))?;
-            file.flush().with_context(|| format!("writing {suffix}"))?;
+        let (outputs, files): (Vec<Output>, Vec<PathBuf>) = finished.into_iter().flatten().unzip();
+        let beside = beside(&outputs)?;
+        for (suffix, data) in &beside {
+            create(&dir.join(suffix))?.write_all(data).with_context(|| format!("writing {suffix}"))?;
         }
-        let mut outputs = Vec::new();
-        for (output, file) in finished.into_iter().flatten() {
+        for (output, file) in outputs.iter().zip(files) {
             fs::rename(&file, &output.path)
                 .with_context(|| format!("moving to {}", output.path.display()))?;
-            outputs.push(output);
         }
-        for (suffix, _) in beside {
+        for (suffix, _) in &beside {
             let path = out.join(format!("{}_{}.{suffix}", self.merged.name, self.merged.version));
             fs::rename(dir.join(suffix), &path).with_context(|| format!("moving to {}", path.display()))?;
         }

@@ -7,9 +7,15 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use dyad_formats::disk::qcow2;
-use dyad_formats::{fat, uki};
+use dyad_formats::tree::Tree;
+use dyad_formats::{cpio, fat, tar, uki};
 use dyad_gpt::{Found, Guid, types};
 
+use crate::key::unhex;
+
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+/// Archives are read into memory; this bounds what a small hostile one may claim.
+pub(crate) const ARCHIVE_BYTES_MAX: usize = 8 << 30;
 /// Unified kernel images on an ESP are far smaller; this bounds what is read into memory.
 const UKI_BYTES_MAX: u64 = 512 << 20;
 
@@ -75,6 +81,10 @@ pub(crate) enum Kind {
     Squashfs,
     /// A PE program: a unified kernel image.
     Uki,
+    /// An initrd: cpio, as it is or in zstd.
+    Cpio,
+    /// A tree as a tar archive.
+    Tar,
 }
 
 /// An open file and what it is.
@@ -100,12 +110,17 @@ pub(crate) fn open(path: &Path) -> Result<ImageFile> {
         Kind::Squashfs
     } else if head.starts_with(b"MZ") {
         Kind::Uki
+    } else if head.starts_with(b"070701") || head.starts_with(&ZSTD_MAGIC) {
+        Kind::Cpio
+    } else if head.get(257..262) == Some(b"ustar") {
+        Kind::Tar
     } else if dyad_gpt::detect_sector_size(&mut file)?.is_some() || head.get(510..512) == Some(&[0x55, 0xaa])
     {
         Kind::RawDisk
     } else {
         bail!(
-            "{} is none of what dyad makes: a raw disk (GPT), a qcow2 disk, a squashfs or a unified kernel image",
+            "{} is none of what dyad makes: a raw disk (GPT), a qcow2 disk, a squashfs, a unified kernel \
+             image, an initrd (cpio) or a tree (tar)",
             path.display()
         );
     };
@@ -129,21 +144,8 @@ impl Entry {
     /// The root hash on its command line.
     pub(crate) fn root_hash(&self) -> Option<[u8; 32]> {
         let line = self.text(".cmdline")?;
-        parse_hash(line.split(' ').find_map(|word| word.strip_prefix("dyad.root="))?)
+        unhex(line.split(' ').find_map(|word| word.strip_prefix("dyad.root="))?)
     }
-}
-
-/// 64 hexadecimal digits.
-fn parse_hash(hex: &str) -> Option<[u8; 32]> {
-    let mut hash = [0; 32];
-    // `from_str_radix` would take a sign.
-    if hex.len() != 64 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return None;
-    }
-    for (byte, pair) in hash.iter_mut().zip(hex.as_bytes().chunks(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-    }
-    Some(hash)
 }
 
 /// A disk with its table read.
@@ -188,6 +190,17 @@ impl Disk {
     }
 }
 
+/// The tree of an initrd or a tar archive. Of an initrd that is several archives, the first.
+pub(crate) fn archive(kind: Kind, mut reader: impl Read) -> Result<Tree> {
+    let mut data = Vec::new();
+    reader.read_to_end(&mut data)?;
+    if data.starts_with(&ZSTD_MAGIC) {
+        data = dyad_formats::zstd_unframe(&data, ARCHIVE_BYTES_MAX)?;
+    }
+    let data = Bytes::from(data);
+    Ok(if kind == Kind::Tar { tar::read(&data, "tar archive")? } else { cpio::read(&data, "initrd")? })
+}
+
 /// PARTUUIDs of the root and verity partitions of a root hash.
 pub(crate) fn slot_guids(hash: &[u8; 32]) -> (Guid, Guid) {
     let half = |at: usize| {
@@ -230,7 +243,7 @@ mod tests {
     #[test]
     fn only_sixty_four_hex_digits_are_a_root_hash() {
         let hex = "00ff".repeat(16);
-        assert_eq!(parse_hash(&hex).unwrap()[..3], [0, 255, 0]);
+        assert_eq!(unhex::<32>(&hex).unwrap()[..3], [0, 255, 0]);
         for bad in [
             &hex[1..],
             &format!("{hex}0"),
@@ -238,7 +251,7 @@ mod tests {
             &hex.replace("0f", "+f"),
             &"\u{e9}".repeat(32),
         ] {
-            assert_eq!(parse_hash(bad), None, "{bad}");
+            assert_eq!(unhex::<32>(bad), None, "{bad}");
         }
     }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use dyad_formats::squashfs::{self, EntryKind};
+use dyad_formats::tree::{self, Tree};
 use dyad_formats::{uki, verity};
 use dyad_gpt::types;
 use serde_json::{Value, json};
@@ -74,12 +75,26 @@ fn disk_facts(disk: &mut Disk) -> Result<Value> {
     }))
 }
 
+fn archive_facts(tree: &Tree, kind: Kind) -> Value {
+    let sum = |wanted: fn(&tree::Kind) -> bool| tree.iter().filter(|(_, _, i)| wanted(&i.kind)).count();
+    let bytes = |kind: &tree::Kind| if let tree::Kind::File(data) = kind { data.len() } else { 0 };
+    json!({
+        "kind": if kind == Kind::Tar { "tar" } else { "cpio" },
+        "paths": tree.len(),
+        "files": sum(|k| matches!(k, tree::Kind::File(_))),
+        "directories": sum(|k| matches!(k, tree::Kind::Dir)),
+        "links": sum(|k| matches!(k, tree::Kind::Symlink(_))),
+        "bytes": tree.iter().map(|(_, _, i)| bytes(&i.kind)).sum::<usize>(),
+    })
+}
+
 fn facts(mut file: ImageFile) -> Result<Value> {
     match file.kind {
         Kind::RawDisk | Kind::Qcow2Disk => disk_facts(&mut Disk::read(file)?),
         Kind::Squashfs => Ok(
             json!({"kind": "squashfs", "root": root_facts(&mut squashfs::Reader::open(&mut file.reader)?)?}),
         ),
+        Kind::Cpio | Kind::Tar => Ok(archive_facts(&image::archive(file.kind, file.reader)?, file.kind)),
         Kind::Uki => {
             let mut data = Vec::new();
             file.reader.read_to_end(&mut data)?;
@@ -139,7 +154,7 @@ fn root_hash(path: &Path) -> Result<Option<String>> {
             let (_, entries) = Disk::read(file)?.esp()?;
             entries.first().and_then(Entry::root_hash).map(|hash| verity::hex(&hash))
         }
-        Kind::Squashfs | Kind::Uki => None,
+        Kind::Squashfs | Kind::Uki | Kind::Cpio | Kind::Tar => None,
     })
 }
 

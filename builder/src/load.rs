@@ -5,9 +5,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
+use dyad_formats::verity::hex;
 use dyad_spec::Source;
 use dyad_spec::image::Merged;
 use dyad_tree::{OverlayContent, OverlayFile};
+use sha2::{Digest, Sha256};
+
+use crate::record::Input;
 
 /// More files than this in one overlay is a mistake (a build directory, say).
 const OVERLAY_FILES_MAX: usize = 10_000;
@@ -48,17 +52,48 @@ pub(crate) struct Loaded {
     /// Merged definition.
     pub(crate) merged: Merged,
     overlays: PathBuf,
+    /// Text of the definition, and of the overlays by name.
+    texts: (String, BTreeMap<String, Source>),
+}
+
+/// Something that goes into a build, for its record.
+pub(crate) fn input(what: String, data: &[u8]) -> Input {
+    Input { what, sha256: hex(&Sha256::digest(data)) }
 }
 
 /// Reads and merges a definition.
 pub(crate) fn definition(path: &Path) -> Result<Loaded> {
     let overlays = overlays_dir(path)?;
-    let merged = dyad_spec::merge::merge(source(path)?, &overlay_sources(&overlays)?)
+    let (definition, texts) = (source(path)?, overlay_sources(&overlays)?);
+    let merged = dyad_spec::merge::merge(definition.clone(), &texts)
         .map_err(|d| anyhow!("{}", d.render(false).trim_end()))?;
-    Ok(Loaded { merged, overlays })
+    Ok(Loaded { merged, overlays, texts: (definition.text, texts) })
 }
 
 impl Loaded {
+    /// Digests of the definition and of the overlays in use with their files.
+    pub(crate) fn digests(&self, files: &[OverlayFile]) -> Vec<Input> {
+        let mut inputs = vec![input("definition".to_owned(), self.texts.0.as_bytes())];
+        for overlay in &self.merged.overlays {
+            let text = self.texts.1.get(overlay).map(|s| s.text.as_bytes()).unwrap_or_default();
+            let mut list = format!("overlay.toml {}\n", hex(&Sha256::digest(text)));
+            let mut laid: Vec<&OverlayFile> = files.iter().filter(|f| f.overlay == *overlay).collect();
+            laid.sort_by(|a, b| a.path.cmp(&b.path));
+            for file in laid {
+                let path = &file.path;
+                list += &match &file.content {
+                    OverlayContent::Dir => format!("dir {path}\n"),
+                    OverlayContent::Symlink(target) => format!("link {path} {target}\n"),
+                    OverlayContent::File { data, executable } => {
+                        format!("file {path} {executable} {}\n", hex(&Sha256::digest(data)))
+                    }
+                };
+            }
+            inputs.push(input(format!("overlay {overlay}"), list.as_bytes()));
+        }
+        inputs
+    }
+
     /// The files of the overlays in use.
     pub(crate) fn overlay_files(&self) -> Result<Vec<OverlayFile>> {
         let mut files = Vec::new();

@@ -2,14 +2,18 @@
 
 mod blocks;
 mod build;
+mod canonical;
 mod cli;
+mod diff;
 mod emit;
 mod image;
 mod inspect;
+mod key;
 mod load;
 mod manifest;
 mod packages;
 mod payload;
+mod record;
 mod sbom;
 mod stage;
 mod verify;
@@ -20,7 +24,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser};
 
-use cli::{Cli, Command};
+use cli::{Cli, Command, KeyCommand};
 
 fn schema(kind: Option<&str>) -> Result<()> {
     let all = dyad_spec::schema::json_schemas();
@@ -79,7 +83,9 @@ fn run(command: Command) -> Result<u8> {
         }
         Command::Lock(args) => packages::lock(&args.definition, args.update)?,
         Command::Inspect(args) => inspect::run(&args)?,
-        Command::Verify { file } => verify::run(&file)?,
+        Command::Verify { file, key } => verify::run(&file, key.as_deref())?,
+        Command::Diff { old, new, json } => diff::run(&old, &new, json)?,
+        Command::Key { command: KeyCommand::New { name } } => key::new(&name)?,
         Command::Lab(args) => return Ok(lab(args)),
         Command::Schema { kind } => schema(kind.as_deref())?,
         Command::Tools { packages } => {

@@ -7,8 +7,10 @@ use dyad_formats::{squashfs, uki, verity};
 use dyad_gpt::types;
 
 use crate::image::{self, Disk, Entry, Kind, Window, slot_guids};
+use crate::{canonical, record};
 
-fn slot(disk: &mut Disk, entry: &Entry) -> Result<String> {
+/// Checks the root of a boot entry block by block, and that its blocks decode.
+fn slot(disk: &mut Disk, entry: &Entry) -> Result<(String, verity::Superblock)> {
     let hash =
         entry.root_hash().with_context(|| format!("{}: no dyad.root= on its command line", entry.path))?;
     let (root_guid, verity_guid) = slot_guids(&hash);
@@ -26,16 +28,18 @@ fn slot(disk: &mut Disk, entry: &Entry) -> Result<String> {
             .with_context(|| format!("partition {number}"))?;
     let mut root = squashfs::Reader::open(Window::new(&mut disk.reader, root))?;
     let entries = root.verify().with_context(|| format!("partition {number}"))?;
-    Ok(format!(
+    let text = format!(
         "{}: root hash {}, {} blocks of 4096 bytes, {} paths",
         entry.path,
         verity::hex(&hash),
         superblock.data_blocks,
         entries.len()
-    ))
+    );
+    Ok((text, superblock))
 }
 
-fn disk(file: image::ImageFile) -> Result<()> {
+fn disk(path: &Path, file: image::ImageFile) -> Result<()> {
+    let kind = file.kind;
     let mut disk = Disk::read(file)?;
     if !disk.found.is_good() {
         bail!("partition table: primary copy {}, backup copy {}", disk.found.primary, disk.found.backup);
@@ -46,17 +50,27 @@ fn disk(file: image::ImageFile) -> Result<()> {
     if entries.is_empty() {
         bail!("the EFI system partition has no boot entry below EFI/Linux");
     }
+    let mut superblocks = Vec::new();
     for entry in &entries {
-        println!("{}", slot(&mut disk, entry)?);
+        let (text, superblock) = slot(&mut disk, entry)?;
+        println!("{text}");
+        superblocks.push(superblock);
+    }
+    match (&entries[..], &superblocks[..]) {
+        ([entry], [superblock]) if canonical::is_fresh(&disk) => {
+            canonical::check(path, kind, &mut disk, entry, superblock)?;
+            println!("every other byte: as dyad writes it");
+        }
+        _ => println!("this disk was booted: what lies outside of tables and roots is not compared"),
     }
     Ok(())
 }
 
 /// Checks a file; every kind of damage is an error that says where.
-pub(crate) fn run(path: &Path) -> Result<()> {
+pub(crate) fn run(path: &Path, key: Option<&Path>) -> Result<()> {
     let mut file = image::open(path)?;
     match file.kind {
-        Kind::RawDisk | Kind::Qcow2Disk => disk(file)?,
+        Kind::RawDisk | Kind::Qcow2Disk => disk(path, file)?,
         Kind::Squashfs => {
             let entries = squashfs::Reader::open(&mut file.reader)?.verify()?;
             println!(
@@ -70,6 +84,13 @@ pub(crate) fn run(path: &Path) -> Result<()> {
             let list = uki::sections(&data.into())?;
             println!("unified kernel image: {} sections", list.len());
         }
+        Kind::Cpio | Kind::Tar => {
+            let tree = image::archive(file.kind, file.reader)?;
+            println!("archive: {} paths; of their content it has no checksums", tree.len());
+        }
+    }
+    if let Some(text) = record::check(path, key)? {
+        println!("{text}");
     }
     println!("{}: good", path.display());
     Ok(())

@@ -20,5 +20,5 @@ pub use fetch::Fetch;
 pub use gpgv::{Keyring, VerifyError};
 pub use http::Proxies;
 pub use progress::{Progress, Silent, Stage};
-pub use refresh::Refresh;
+pub use refresh::{Indexes, Refresh};
 pub use sources::{Archive, Environment, Overrides, Sources};

@@ -60,6 +60,42 @@ struct Target<'a> {
     plain: Option<(Digest, u64)>,
 }
 
+/// The indexes that verified Release files name: known by digest, not read yet.
+pub struct Indexes<'a> {
+    arch: &'a str,
+    targets: Vec<Target<'a>>,
+    cache: &'a Cache,
+    options: Refresh,
+    progress: &'a dyn Progress,
+}
+
+impl Indexes<'_> {
+    /// Changes whenever an index does: equal digests mean equal packages to choose from.
+    pub fn digest(&self) -> Digest {
+        let mut hasher = Sha256::new_with_prefix(self.arch);
+        for target in &self.targets {
+            let line =
+                format!("\n{} {} {} {}", target.archive.suite, target.component, target.path, target.sha256);
+            hasher.update(line);
+        }
+        Digest(hasher.finalize().into())
+    }
+
+    /// Fetches and reads them.
+    ///
+    /// # Errors
+    /// An index that is missing, damaged or not what the Release file says, by name.
+    pub fn universe(&self) -> Result<Universe, ArchiveError> {
+        let texts = fetch_indexes(&self.targets, self.cache, self.options, self.progress)?;
+        let mut universe = Universe::new(self.arch);
+        for (target, text) in self.targets.iter().zip(texts) {
+            let origin = Origin { suite: target.archive.suite.clone(), component: target.component.clone() };
+            universe.add(origin, text)?;
+        }
+        Ok(universe)
+    }
+}
+
 impl Sources {
     /// Fetches and verifies the Release files and indexes of all archives.
     ///
@@ -71,6 +107,20 @@ impl Sources {
         options: Refresh,
         progress: &dyn Progress,
     ) -> Result<Universe, ArchiveError> {
+        self.with_indexes(cache, options, progress, |indexes| indexes.universe())?
+    }
+
+    /// Fetches and verifies the Release files of all archives, and hands over the indexes that they name.
+    ///
+    /// # Errors
+    /// As [`Sources::refresh`], for Release files.
+    pub fn with_indexes<T>(
+        &self,
+        cache: &Cache,
+        options: Refresh,
+        progress: &dyn Progress,
+        then: impl FnOnce(&Indexes<'_>) -> T,
+    ) -> Result<T, ArchiveError> {
         let mut clients = Vec::new();
         for archive in &self.archives {
             clients.push(Client::new(&archive.base, &self.proxies)?);
@@ -80,13 +130,7 @@ impl Sources {
         for ((archive, client), release) in self.archives.iter().zip(&clients).zip(&releases) {
             targets.extend(self.targets(archive, client, release)?);
         }
-        let texts = fetch_indexes(&targets, cache, options, progress)?;
-        let mut universe = Universe::new(&self.arch);
-        for (target, text) in targets.iter().zip(texts) {
-            let origin = Origin { suite: target.archive.suite.clone(), component: target.component.clone() };
-            universe.add(origin, text)?;
-        }
-        Ok(universe)
+        Ok(then(&Indexes { arch: &self.arch, targets, cache, options, progress }))
     }
 
     /// The verified Release files of all archives, fetched at once.

@@ -21,11 +21,11 @@ table! {
         /// Processor architecture.
         architecture: Architecture,
         /// Package of the kernel.
-        kernel: PackageName,
+        kernel: At<PackageName>,
         /// Time of every file in the image and of nothing else, seconds since 1970.
         source_date_epoch: Int<315532800, 4102444800>,
         /// Packages beyond those that the overlays ask for.
-        packages: Vec<PackageName>,
+        packages: Vec<At<PackageName>>,
         /// Overlays, in the order in which they are laid; what an overlay requires comes before it.
         overlays: Vec<At<Name>>,
         /// What `dyad build` produces when no format is asked for.

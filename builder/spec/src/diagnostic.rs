@@ -20,6 +20,12 @@ impl Source {
     pub fn new(file: impl Into<String>, text: impl Into<String>) -> Self {
         Source { file: file.into(), text: text.into() }
     }
+
+    /// `FILE:LINE` of a byte of the text.
+    pub(crate) fn place(&self, at: usize) -> String {
+        let before = self.text.as_bytes().get(..at).unwrap_or_default();
+        format!("{}:{}", self.file, 1 + before.iter().filter(|&&b| b == b'\n').count())
+    }
 }
 
 /// One error in a file.

@@ -2,6 +2,8 @@
 //!
 //! `origin` fields say who asked: `image NAME` or `overlay NAME`.
 
+use std::collections::BTreeMap;
+
 use crate::compiled;
 use crate::glob::PathGlob;
 use crate::scalar::{Architecture, ByteSize, ModuleSelector, OutputFormat, Suite};
@@ -35,6 +37,8 @@ pub struct Merged {
     pub overlays: Vec<String>,
     /// Packages asked for, by name.
     pub packages: Vec<Asked<String>>,
+    /// For each of them the places (`FILE:LINE`) that ask for it.
+    pub package_places: BTreeMap<String, Vec<String>>,
     /// Packages left out: dependencies on them count as met, and what only they need stays out too.
     pub omit: Vec<OmitRule>,
     /// Modules of the initrd, in the order in which they were asked for.

@@ -86,6 +86,7 @@ pub fn merge(definition: Source, overlays: &BTreeMap<String, Source>) -> Result<
         command_line: command_line(&raw),
         overlays: laid.iter().map(|o| o.name.clone()).collect(),
         packages: packages(&raw, &laid, &origin),
+        package_places: package_places(&source, &raw, &laid),
         omit: omit(&raw, &laid, &origin, &mut found, &source),
         initrd_modules: asking(|m| m.initrd.clone()),
         root_modules: asking(|m| {
@@ -257,13 +258,27 @@ fn ask<T: PartialEq>(all: &mut Vec<Asked<T>>, wanted: impl Iterator<Item = T>, b
 
 fn packages(raw: &RawDefinition, laid: &[Laid], origin: &str) -> Vec<Asked<String>> {
     let mut all = Vec::new();
-    let own = std::iter::once(&raw.kernel).chain(&raw.packages);
-    ask(&mut all, own.map(|p| p.to_string()), origin);
+    let own = std::iter::once(raw.kernel.to_string()).chain(raw.packages.iter().map(|p| p.to_string()));
+    ask(&mut all, own, origin);
     for overlay in laid {
         ask(&mut all, overlay.raw.packages.iter().map(|p| p.to_string()), &overlay.origin());
     }
     all.sort_by(|a, b| a.what.cmp(&b.what));
     all
+}
+
+/// Where each package is asked for: what a message about it points at.
+fn package_places(source: &Source, raw: &RawDefinition, laid: &[Laid]) -> BTreeMap<String, Vec<String>> {
+    let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let kernel = (raw.kernel.to_string(), source.place(raw.kernel.span.start));
+    let own = raw.packages.iter().map(|p| (p.to_string(), source.place(p.span.start)));
+    let theirs = laid
+        .iter()
+        .flat_map(|o| o.raw.packages.iter().map(|p| (p.to_string(), o.source.place(p.span.start))));
+    for (package, place) in std::iter::once(kernel).chain(own).chain(theirs) {
+        places.entry(package).or_default().push(place);
+    }
+    places
 }
 
 /// A package that is asked for by name cannot be left out by another file.

@@ -17,7 +17,7 @@ table! {
         /// Overlays that must be there too; they are laid before this one.
         requires: Vec<At<Name>>,
         /// Packages.
-        packages: Vec<PackageName>,
+        packages: Vec<At<PackageName>>,
         /// Kernel modules.
         modules: RawModules = RawModules { initrd: Vec::new(), root: Vec::new(), load: Vec::new() },
         /// Programs that PID 1 runs.

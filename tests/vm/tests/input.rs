@@ -64,9 +64,13 @@ fn an_unknown_overlay() {
 fn an_unknown_package() {
     let dir = TempDir::new().unwrap();
     let file = definition(&dir, "packages = [", "packages = [\"no-such-package\", ");
-    assert!(refused(&file, &[]).ends_with(
-        "dyad: package \"no-such-package\" is not in bookworm, bookworm-security, bookworm-updates\n"
-    ));
+    let text = fs::read_to_string(&file).unwrap();
+    let line = 1 + text.lines().position(|line| line.contains("no-such-package")).unwrap();
+    let expected = format!(
+        "dyad: {file}:{line}: package \"no-such-package\" is not in bookworm, bookworm-security, bookworm-updates\n"
+    );
+    let said = refused(&file, &[]);
+    assert!(said.ends_with(&expected), "{said}");
 }
 
 #[test]
