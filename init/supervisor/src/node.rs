@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use dyad_api::control::PhaseState;
 use dyad_api::operator::{NetworkSection, PORT};
-use dyad_spec::site::Node;
+use dyad_spec::site::{Node, Profile};
 use tokio::sync::watch;
 use tokio::task::{LocalSet, spawn_local};
 
@@ -17,6 +17,7 @@ use crate::paths::Paths;
 use crate::pg::Owner;
 use crate::pg::crashes::Crashes;
 use crate::pg::manager::{Manager, PgState};
+use crate::pg::probe;
 use crate::pid1::Pid1;
 use crate::site::Loaded;
 use crate::status::Identity;
@@ -91,8 +92,10 @@ async fn serve(paths: Rc<Paths>) -> Result<Infallible, StartError> {
             pg_state.send_modify(|state| state.section.note = "this image has no user postgres".into());
         }
         (Loaded::Site(_) | Loaded::Absent, Some(owner)) => {
+            let probe_deadline = probe::deadline(site.site().map_or(Profile::Lan, |site| site.profile));
             let (site, state, crashes) = (site.postgresql(), pg_state, Crashes::default());
-            spawn_local(Manager { paths, pid1, site, owner, wanted, state, crashes }.run());
+            let manager = Manager { paths, pid1, site, probe_deadline, owner, wanted, state, crashes };
+            spawn_local(manager.run());
         }
     }
     tell_status(&notify, pg).await

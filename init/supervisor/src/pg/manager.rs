@@ -34,8 +34,6 @@ const DRIFT_INTERVAL: Duration = Duration::from_secs(30);
 const STATE_DEADLINE: Duration = Duration::from_secs(10);
 /// For the stop ladder of the service.
 const STOP_DEADLINE: Duration = Duration::from_secs(120);
-/// For a hung server to take an immediate stop before its cgroup is killed.
-const QUIT_DEADLINE: Duration = Duration::from_secs(1);
 /// Between two tries to connect to a server that starts.
 const CONNECT_INTERVAL: Duration = Duration::from_millis(100);
 /// Repairs shown in the status at most.
@@ -108,6 +106,8 @@ pub(crate) struct Manager {
     pub(crate) paths: Rc<Paths>,
     pub(crate) pid1: Pid1,
     pub(crate) site: Postgresql,
+    /// How long one half of a probe may take.
+    pub(crate) probe_deadline: Duration,
     pub(crate) owner: Owner,
     /// False: an operator has stopped the service.
     pub(crate) wanted: watch::Receiver<bool>,
@@ -315,7 +315,7 @@ impl Manager {
     /// Waits for a server that starts or recovers, for as long as it lives: recovery has no deadline.
     async fn connect(&self, address: &Address) -> Result<Result<Session, Ended>, PassError> {
         loop {
-            let error = match address.connect(probe::DEADLINE).await {
+            let error = match address.connect(self.probe_deadline).await {
                 Ok(session) => return Ok(Ok(session)),
                 Err(error) => error,
             };
@@ -395,7 +395,7 @@ impl Manager {
     ) -> Result<Ended, PassError> {
         // The session made roles with its own settings; probes use their own.
         drop(session);
-        let mut prober = Prober::new(address.clone());
+        let mut prober = Prober::new(address.clone(), self.probe_deadline);
         let mut misses = Misses::default();
         let mut drift_at = Instant::now() + DRIFT_INTERVAL;
         loop {
@@ -474,7 +474,8 @@ impl Manager {
     async fn kill(&self) -> Result<(), PassError> {
         tracing::error!("PostgreSQL does not answer, ending it");
         self.signal(SignalTarget::Main(SIGQUIT)).await?;
-        if self.wait_ended(QUIT_DEADLINE).await.is_err() {
+        // As long as it would have had for an answer.
+        if self.wait_ended(self.probe_deadline).await.is_err() {
             self.signal(SignalTarget::KillGroup).await?;
             self.wait_ended(STATE_DEADLINE).await?;
         }

@@ -3,12 +3,11 @@
 
 use std::time::Duration;
 
+use dyad_spec::site::Profile;
 use tokio_postgres::error::SqlState;
 
 use crate::pg::session::{Address, Session, SqlError};
 
-/// Each half of a probe.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(1);
 /// Pause between two probes.
 pub(crate) const INTERVAL: Duration = Duration::from_millis(500);
 /// So many misses in a row, and the server is taken for hung.
@@ -16,13 +15,19 @@ const MISSES_MAX: u32 = 3;
 /// A transaction with its own commit record, flushed before it returns, that leaves nothing behind.
 const WRITE: &str = "select pg_logical_emit_message(true, 'dyad', '')";
 
+/// Longest time for each half of a probe: a server that says nothing for T is hung, and what T is, the site knows. A
+/// machine that is emulated or busy is silent for seconds without anything being wrong.
+pub(crate) const fn deadline(profile: Profile) -> Duration {
+    Duration::from_millis((profile.t_ms() / MISSES_MAX) as u64)
+}
+
 /// How one half of a probe went.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// Well.
     Ok,
-    /// No answer in time.
-    Timeout,
+    /// No answer in this time.
+    Timeout(Duration),
     /// Nobody listens, or the connection broke.
     NoConnection(String),
     /// It is starting, stopping or recovering, and says so.
@@ -37,7 +42,7 @@ impl Outcome {
     /// Whether this speaks for a server that a restart would help: any answer at all speaks against it.
     fn is_dead(&self) -> bool {
         match self {
-            Outcome::Timeout | Outcome::NoConnection(_) => true,
+            Outcome::Timeout(_) | Outcome::NoConnection(_) => true,
             Outcome::Ok | Outcome::NotYet | Outcome::ReadOnly | Outcome::Error(_) => false,
         }
     }
@@ -46,7 +51,7 @@ impl Outcome {
     pub(crate) fn text(&self) -> String {
         match self {
             Outcome::Ok => "ok".to_owned(),
-            Outcome::Timeout => format!("no answer within {} ms", DEADLINE.as_millis()),
+            Outcome::Timeout(limit) => format!("no answer within {} ms", limit.as_millis()),
             Outcome::NoConnection(why) => format!("no connection: {why}"),
             Outcome::NotYet => "starting or stopping".to_owned(),
             Outcome::ReadOnly => "read-only".to_owned(),
@@ -59,7 +64,7 @@ impl<T> From<Result<T, SqlError>> for Outcome {
     fn from(result: Result<T, SqlError>) -> Self {
         match result {
             Ok(_) => Outcome::Ok,
-            Err(SqlError::Timeout(_)) => Outcome::Timeout,
+            Err(SqlError::Timeout(limit)) => Outcome::Timeout(limit),
             Err(SqlError::Connection(why)) => Outcome::NoConnection(why),
             Err(SqlError::Server { code, .. }) if code == SqlState::CANNOT_CONNECT_NOW => Outcome::NotYet,
             Err(SqlError::Server { code, .. }) if code == SqlState::READ_ONLY_SQL_TRANSACTION => {
@@ -117,24 +122,26 @@ impl Misses {
 /// Probes one server.
 pub(crate) struct Prober {
     address: Address,
+    deadline: Duration,
     kept: Option<Session>,
 }
 
 impl Prober {
     /// Nothing is connected yet.
-    pub(crate) fn new(address: Address) -> Self {
-        Self { address, kept: None }
+    pub(crate) fn new(address: Address, deadline: Duration) -> Self {
+        Self { address, deadline, kept: None }
     }
 
-    /// One probe; takes a second at most.
+    /// One probe; takes no longer than its deadline.
     pub(crate) async fn probe(&mut self) -> Probe {
         let start = tokio::time::Instant::now();
-        let Self { address, kept } = self;
+        let Self { address, deadline, kept } = self;
+        let limit = *deadline;
         let write = async {
-            let result = tokio::time::timeout(DEADLINE, write(address, kept)).await;
-            result.unwrap_or(Err(SqlError::Timeout(DEADLINE)))
+            let result = tokio::time::timeout(limit, write(address, kept, limit)).await;
+            result.unwrap_or(Err(SqlError::Timeout(limit)))
         };
-        let (write, connect) = tokio::join!(write, address.connect(DEADLINE));
+        let (write, connect) = tokio::join!(write, address.connect(limit));
         if write.is_err() {
             // A new one next time: the old one may wait for an answer that never comes.
             self.kept = None;
@@ -144,12 +151,12 @@ impl Prober {
     }
 }
 
-async fn write(address: &Address, kept: &mut Option<Session>) -> Result<(), SqlError> {
+async fn write(address: &Address, kept: &mut Option<Session>, limit: Duration) -> Result<(), SqlError> {
     let session = match kept {
         Some(session) => session,
-        None => kept.insert(address.connect(DEADLINE).await?),
+        None => kept.insert(address.connect(limit).await?),
     };
-    session.execute(DEADLINE, WRITE).await
+    session.execute(limit, WRITE).await
 }
 
 #[cfg(test)]
@@ -163,7 +170,7 @@ mod tests {
     #[test]
     fn three_misses_in_a_row_are_death_and_any_answer_starts_the_count_anew() {
         let mut misses = Misses::default();
-        let hung = probe(Outcome::Ok, Outcome::Timeout);
+        let hung = probe(Outcome::Ok, Outcome::Timeout(deadline(Profile::Lan)));
         assert_eq!(misses.judge(&hung), Verdict::NotServing);
         assert_eq!(misses.judge(&hung), Verdict::NotServing);
         assert_eq!(misses.judge(&probe(Outcome::NotYet, Outcome::NotYet)), Verdict::NotServing);
@@ -172,6 +179,15 @@ mod tests {
         assert_eq!(misses.judge(&hung), Verdict::Dead);
         assert_eq!(misses.judge(&probe(Outcome::Ok, Outcome::Ok)), Verdict::Serving);
         assert_eq!(misses.count(), 0);
+    }
+
+    #[test]
+    fn silence_for_t_is_death() {
+        for profile in [Profile::Lan, Profile::Medium, Profile::Wan] {
+            let t = Duration::from_millis(profile.t_ms().into());
+            let silence = deadline(profile) * MISSES_MAX;
+            assert!(silence <= t && t < silence + Duration::from_millis(10), "{profile:?}: {silence:?}");
+        }
     }
 
     #[test]
