@@ -22,7 +22,7 @@ fn pump() -> Service {
 }
 
 #[test]
-#[ignore = "run by a_million_events_allocate_nothing as a service of PID 1"]
+#[ignore = "run by a_million_events_allocate_nothing"]
 fn inside_pump() {
     let socket = UnixDatagram::unbound().expect("a socket");
     socket.connect(std::env::var("NOTIFY_SOCKET").expect("PID 1 gives it")).expect("PID 1 listens");

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 
 use crate::{provision, sh, tidy};
 
@@ -49,34 +49,72 @@ const VM_TESTS: &str = "dyad-vm-tests";
 /// The package that builds whole images and compares them: like the other it needs the finished program.
 const IMAGE_TESTS: &str = "dyad-image-tests";
 
-/// Runs every check; `vm`: also those that boot machines. True when all passed.
+/// Runs every check, also after one has failed; `vm`: also those that boot machines. True when all passed.
 pub(crate) fn run(root: &Path, vm: bool) -> Result<bool> {
     let arguments: &[&str] = if vm { &["verify"] } else { &["verify", "--no-vm"] };
     if !provision::ready(root, DEBIAN_PACKAGES, arguments)? {
         return Ok(true);
     }
     let before = sh::output(root, "git", &["status", "--porcelain"])?;
-    sh::cargo(root, &["fmt", "--all", "--check"])?;
-    if !tidy::run(root, false)? {
-        return Ok(false);
-    }
-    sh::cargo(root, &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
+    let mut checks = Checks::default();
+    let cargo = |args: &[&str]| sh::cargo(root, args);
+    checks.add("format", cargo(&["fmt", "--all", "--check"]));
+    checks.add(
+        "tidy",
+        tidy::run(root, false).and_then(|clean| if clean { Ok(()) } else { bail!("see above") }),
+    );
+    checks.add(
+        "clippy",
+        cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]),
+    );
     let no_unwrap = ["-D", "warnings", "-D", "clippy::unwrap_used"];
     let programs = ["clippy", "--workspace", "--lib", "--bins", "--locked", "--"];
-    sh::cargo(root, &[&programs[..], &no_unwrap[..]].concat())?;
-    sh::cargo(root, &["test", "--workspace", "--locked", "--exclude", VM_TESTS, "--exclude", IMAGE_TESTS])?;
-    sh::cargo(root, &["build", "--release", "--locked", "--bin", "dyad"])?;
-    if vm {
+    checks.add("no unwrap in programs", cargo(&[&programs[..], &no_unwrap[..]].concat()));
+    let tests = ["test", "--workspace", "--locked", "--no-fail-fast"];
+    checks.add("tests", cargo(&[&tests[..], &["--exclude", VM_TESTS, "--exclude", IMAGE_TESTS]].concat()));
+    let built = cargo(&["build", "--release", "--locked", "--bin", "dyad"]);
+    let boots = vm && built.is_ok();
+    checks.add("release build", built);
+    if boots {
         let guest = ["test", "--locked", "--package", VM_TESTS, "--test", "guest", "--", "--test-threads=1"];
-        sh::cargo(root, &[&guest[..], &["--skip", "the_life_of_pid_1"][..]].concat())?;
-        first_boot(root)?;
+        checks.add("tests in a guest", cargo(&[&guest[..], &["--skip", "the_life_of_pid_1"][..]].concat()));
+        checks.add("first boot", first_boot(root));
     }
     let after = sh::output(root, "git", &["status", "--porcelain"])?;
-    if before != after {
-        bail!("the checks changed the tree:\n{after}");
+    checks.add(
+        "nothing written into the tree",
+        if before == after { Ok(()) } else { Err(anyhow!("the checks changed the tree:\n{after}")) },
+    );
+    Ok(checks.told())
+}
+
+/// What passed and what did not, told together at the end.
+#[derive(Default)]
+struct Checks {
+    passed: usize,
+    failed: Vec<(&'static str, anyhow::Error)>,
+}
+
+impl Checks {
+    fn add(&mut self, name: &'static str, outcome: Result<()>) {
+        match outcome {
+            Ok(()) => self.passed += 1,
+            Err(error) => {
+                println!("verify: {name} failed; going on");
+                self.failed.push((name, error));
+            }
+        }
     }
-    println!("\nverify: all checks passed");
-    Ok(true)
+
+    /// True when nothing failed.
+    fn told(&self) -> bool {
+        println!();
+        for (name, error) in &self.failed {
+            println!("verify: {name}: {error:#}");
+        }
+        println!("{} passed, {} failed", self.passed, self.failed.len());
+        self.failed.is_empty()
+    }
 }
 
 /// The README's main job: builds the lab's image, boots it, asks PostgreSQL, and takes the lab down.
