@@ -3,6 +3,7 @@
 
 mod faults;
 mod hostile;
+mod journal;
 mod steady;
 mod support;
 

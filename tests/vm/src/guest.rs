@@ -37,11 +37,19 @@ const PACKAGES: &[&str] = &[
     "nftables",
     "squashfs-tools",
     "strace",
+    "systemd",
     "tar",
     "util-linux",
 ];
 /// The parts of the packages that a guest has.
-const DIRECTORIES: &[&str] = &["etc", "usr/bin", "usr/sbin", "usr/lib/x86_64-linux-gnu", "usr/lib64"];
+const DIRECTORIES: &[&str] = &[
+    "etc",
+    "usr/bin",
+    "usr/sbin",
+    "usr/lib/systemd/systemd-journald",
+    "usr/lib/x86_64-linux-gnu",
+    "usr/lib64",
+];
 /// What the tests call beside the packages' programs.
 const APPLETS: &[&str] = &["cat", "chroot", "cp", "ln", "mkdir", "poweroff", "sh", "touch", "truncate"];
 /// Temporary files on a file system that keeps all extended attributes, which tmpfs does not.

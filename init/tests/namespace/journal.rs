@@ -1,0 +1,155 @@
+//! journald is killed and stopped while a service logs 10,000 lines a second.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+
+use dyad_api::control::{Call, ServiceState, SignalTarget};
+use dyad_spec::compiled::{Readiness, Service, Socket, SocketKind};
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::support::{Client, Container, inside, pause, service, wait_for, within};
+
+/// Kills of one container's journald.
+const KILLS: u32 = 30;
+/// Containers one after the other for `cargo xtask soak journald`: 1,000 kills and more.
+const SOAK: u32 = 34;
+const SECOND_NS: u64 = 1_000_000_000;
+/// One line each 100 us.
+const LINE_NS: u64 = SECOND_NS / 10_000;
+/// Silence after which PID 1 takes journald for dead.
+const WATCHDOG_MS: u32 = 4000;
+const CONFIG: &str = "[Journal]\nStorage=volatile\nReadKMsg=no\nAudit=no\nForwardToSyslog=no\nForwardToWall=no\n\
+    RateLimitIntervalSec=0\nRuntimeMaxUse=4G\nRuntimeKeepFree=1M\n";
+
+fn now_ns() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    now.tv_sec as u64 * SECOND_NS + now.tv_nsec as u64
+}
+
+/// Logs natively and to standard output until told to halt, then tells how many lines and how long one took at most.
+#[test]
+#[ignore = "run by journald_is_killed_and_stopped as a service of PID 1"]
+fn inside_logger() {
+    let socket = UnixDatagram::unbound().expect("a socket");
+    let send = |message: String| {
+        let text = format!("SYSLOG_IDENTIFIER=logger\nPRIORITY=6\nMESSAGE={message}\n");
+        socket.send_to(text.as_bytes(), "/run/systemd/journal/socket").expect("PID 1 holds the socket");
+    };
+    let (began, mut longest) = (now_ns(), 0);
+    let mut lines = 0u64;
+    while !Path::new("/tmp/halt").exists() {
+        for _ in 0..100 {
+            let before = now_ns();
+            send(format!("line {lines}"));
+            longest = longest.max(now_ns() - before);
+            lines += 1;
+        }
+        // EPIPE ends this process, and that is seen.
+        writeln!(std::io::stdout(), "wrote {lines}").expect("standard output holds");
+        let ahead = (lines * LINE_NS).saturating_sub(now_ns() - began);
+        pause(ahead / 1_000_000);
+    }
+    fs::write("/tmp/result", format!("{lines} {}", longest / 1000)).expect("the container's /tmp");
+    pause(1_000_000);
+}
+
+fn services() -> Vec<Service> {
+    let socket = |name: &str, kind| Socket {
+        path: format!("/run/systemd/journal/{name}"),
+        kind,
+        mode: 0o666,
+        name: name.to_owned(),
+        pass_credentials: true,
+    };
+    let mut journald = service("journald", "");
+    journald.exec = vec!["/usr/lib/dyad/journald".into()];
+    journald.readiness = Readiness::Notify;
+    journald.restart_min_ms = 100;
+    journald.restart_max_ms = 100;
+    journald.fd_store_max = 64;
+    journald.watchdog_ms = WATCHDOG_MS;
+    journald.autostart = false;
+    journald.sockets = vec![
+        socket("stdout", SocketKind::Stream),
+        socket("socket", SocketKind::Datagram),
+        socket("dev-log", SocketKind::Datagram),
+    ];
+    let mut logger = service("logger", "");
+    logger.exec = ["/usr/lib/dyad/logger", "--ignored", "--exact", "journal::inside_logger", "--nocapture"]
+        .map(str::to_owned)
+        .to_vec();
+    logger.autostart = false;
+    vec![journald, logger]
+}
+
+/// Waits until journald is up once more; its restarts.
+fn journald_up(client: &mut Client, restarts: u32) -> u32 {
+    wait_for("journald", || {
+        Some(client.service("journald")).filter(|s| s.state == ServiceState::Ready && s.restarts >= restarts)
+    })
+    .restarts
+}
+
+#[test]
+#[ignore = "run in a guest by tests/vm"]
+fn journald_is_killed_and_stopped() {
+    let soak = std::env::var_os("DYAD_SOAK").is_some();
+    for _ in 0..if soak { SOAK } else { 1 } {
+        round();
+    }
+}
+
+fn round() {
+    let program = std::env::current_exe().expect("this program");
+    let journald = Path::new("/usr/lib/systemd/systemd-journald");
+    let container = Container::start(services(), &[("logger", &program), ("journald", journald)]);
+    let mut client = Client::connect(&container);
+    fs::create_dir_all(inside(&container, "/etc/systemd")).expect("the container's /etc");
+    fs::write(inside(&container, "/etc/systemd/journald.conf"), CONFIG).expect("the container's /etc");
+    for name in ["journald", "logger"] {
+        client.ask(Call::Start { name: name.into() });
+    }
+    journald_up(&mut client, 0);
+    for kill in 0..KILLS {
+        pause(50 + u64::from(kill * 37 % 100));
+        client.ask(Call::Signal { name: "journald".into(), target: SignalTarget::KillGroup });
+        journald_up(&mut client, kill + 1);
+    }
+    // Whoever is stopped says nothing any more, and is replaced.
+    let before = client.service("journald").restarts;
+    client.ask(Call::Signal { name: "journald".into(), target: SignalTarget::Main(19) });
+    journald_up(&mut client, before + 1);
+    pause(500);
+    fs::write(inside(&container, "/tmp/halt"), "").expect("the container's /tmp");
+    let result = wait_for("the logger", || fs::read_to_string(inside(&container, "/tmp/result")).ok());
+    let (lines, longest_us) = result.split_once(' ').expect("two numbers");
+    let lines: u64 = lines.parse().expect("a number");
+    let logger = client.service("logger");
+    assert_eq!(
+        (logger.state, logger.restarts),
+        (ServiceState::Ready, 0),
+        "it was ended by {:?}",
+        logger.last_exit
+    );
+    let (mut seen, mut again) = (BTreeSet::new(), 0);
+    let directory = inside(&container, "/run/log/journal");
+    let directory = format!("--directory={}", directory.display());
+    wait_for("all lines", || {
+        let text = within(&container, &[], &["journalctl", &directory, "--output=cat", "-t", "logger"]);
+        seen.clear();
+        let numbers = text.lines().filter_map(|line| line.strip_prefix("line ")?.parse::<u64>().ok());
+        again = numbers.filter(|number| !seen.insert(*number)).count();
+        (seen.contains(&(lines - 1))).then_some(())
+    });
+    let lost = lines - seen.len() as u64;
+    println!(
+        "{KILLS} kills and one stop of {WATCHDOG_MS} ms under {lines} lines: {lost} lost, {again} twice; the longest wait \
+         of the service {longest_us} us",
+    );
+    // The message that journald had taken from its socket and not yet written dies with it. All others wait with PID 1.
+    assert!(lost <= u64::from(KILLS), "{lost} native messages were lost");
+    assert!(client.stats().stored.0 >= 1, "journald keeps its streams with PID 1");
+}
