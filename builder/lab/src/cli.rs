@@ -11,6 +11,12 @@ use crate::machine::Accel;
 pub(crate) const DAEMON: &str = "daemon";
 /// Name of the hidden command that binds a child to its parent's life.
 pub(crate) const LAUNCH: &str = "launch";
+/// Name of the hidden command that keeps a container.
+pub(crate) const KEEP: &str = "keep";
+/// Name of the hidden command that becomes a container's PID 1.
+pub(crate) const INSIDE: &str = "inside";
+/// Name of the hidden command that becomes the witness.
+pub(crate) const STATION: &str = "station";
 
 /// `dyad lab`: a cluster on this machine. Without a command: `up`.
 #[derive(Debug, Args)]
@@ -28,6 +34,8 @@ pub struct LabArgs {
 pub enum Backend {
     /// Virtual machines in QEMU, booted through UEFI firmware from the built disk image
     Vm,
+    /// The image's root with its real PID 1 in namespaces of its own: no verified boot, bonds or volumes, but up in seconds
+    Container,
 }
 
 /// Options of `lab up`.
@@ -45,19 +53,22 @@ pub struct UpArgs {
     /// How many nodes
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=8))]
     pub nodes: u8,
-    /// Start no witness (nodes that are not paired have none)
+    /// Start no witness
     #[arg(long)]
     pub no_witness: bool,
-    /// How processors run [default: kvm where a probe guest really starts, else tcg]
+    /// Run this program as the witness
+    #[arg(long, value_name = "FILE", conflicts_with = "no_witness")]
+    pub witness: Option<PathBuf>,
+    /// How processors run (vm backend) [default: kvm where a probe guest really starts, else tcg]
     #[arg(long, value_enum)]
     pub accel: Option<Accel>,
-    /// Memory of a node in MiB
+    /// Memory of a node in MiB (vm backend)
     #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(256..))]
     pub memory: u32,
-    /// Processors of a node
+    /// Processors of a node (vm backend)
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub cpus: u8,
-    /// Size of a node's disk in GiB; the file is sparse
+    /// Size of a node's disk in GiB (vm backend); the file is sparse
     #[arg(long, value_name = "GIB", default_value_t = 8, value_parser = clap::value_parser!(u32).range(2..=4096))]
     pub disk: u32,
     /// Lay this site file on the nodes instead of the lab's own
@@ -82,6 +93,7 @@ impl Default for UpArgs {
             backend: Backend::Vm,
             nodes: 2,
             no_witness: false,
+            witness: None,
             accel: None,
             memory: 1024,
             cpus: 2,
@@ -105,6 +117,8 @@ pub enum LabCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Show on one screen what the lab does, until interrupted
+    Watch,
     /// Run a command inside the lab's network
     Exec {
         /// Command and arguments
@@ -127,22 +141,22 @@ pub enum LabCommand {
     },
     /// Print what a node's serial console has said
     Logs {
-        /// Node name
+        /// Node name, or `witness`
         node: String,
     },
     /// Pull a node's plug
     Kill {
-        /// Node name
+        /// Node name, or `witness`
         node: String,
     },
     /// Power a node on
     Start {
-        /// Node name
+        /// Node name, or `witness`
         node: String,
     },
     /// Stall a node while time passes
     Pause {
-        /// Node name
+        /// Node name, or `witness`
         node: String,
         /// Stop the guest's clock as well
         #[arg(long)]
@@ -150,30 +164,30 @@ pub enum LabCommand {
     },
     /// Let a paused node run on
     Resume {
-        /// Node name
+        /// Node name, or `witness`
         node: String,
     },
     /// Shut a node down in order
     Stop {
-        /// Node name
+        /// Node name, or `witness`
         node: String,
     },
-    /// Cut every path between two nodes
+    /// Cut every path between two members: nodes, `witness`, `host`
     Cut {
-        /// Node name
+        /// One
         a: String,
-        /// Node name
+        /// The other
         b: String,
         /// Drop only what goes from A to B
         #[arg(long)]
         one_way: bool,
     },
-    /// Undo the cuts between two nodes, or all
+    /// Undo the cuts between two members, or all
     Heal {
-        /// Node name
+        /// One
         #[arg(requires = "b")]
         a: Option<String>,
-        /// Node name
+        /// The other
         b: Option<String>,
     },
     /// Ask a node's supervisor: status, services, credentials, logs
@@ -193,6 +207,24 @@ pub enum LabCommand {
     /// The daemon
     #[command(name = DAEMON, hide = true)]
     Daemon,
+    /// Keep a container
+    #[command(name = KEEP, hide = true)]
+    Keep {
+        /// What PID 1 finds, as JSON
+        spec: String,
+    },
+    /// Become a container's PID 1
+    #[command(name = INSIDE, hide = true)]
+    Inside {
+        /// What it finds, as JSON
+        spec: String,
+    },
+    /// Become the witness
+    #[command(name = STATION, hide = true)]
+    Station {
+        /// What it finds, as JSON
+        spec: String,
+    },
     /// Bind to the parent's life, then become a program
     #[command(name = LAUNCH, hide = true)]
     Launch {

@@ -15,7 +15,7 @@ use crate::control::{Power, Request, Row, ask, ask_for, daemon_pid};
 use crate::error::{AtPath, Doing, LabError, Result, refuse};
 use crate::process::Program;
 use crate::state::StateDir;
-use crate::{ctl, daemon, namespace, process, status, terminal, tools, up};
+use crate::{ctl, daemon, inside, namespace, process, status, terminal, tools, up, watch};
 
 /// How long `down` waits for the daemon to go.
 const DOWN_WAIT: Duration = Duration::from_secs(30);
@@ -46,7 +46,7 @@ pub struct LabEnv {
 /// `exec`, `psql` and `launch` become another program, so call this before any other thread exists.
 pub fn run(args: LabArgs, env: &LabEnv) -> u8 {
     match dispatch(args, env) {
-        Ok(()) => 0,
+        Ok(code) => code,
         Err(e) => {
             eprintln!("dyad lab: {e}");
             1
@@ -54,16 +54,30 @@ pub fn run(args: LabArgs, env: &LabEnv) -> u8 {
     }
 }
 
-fn dispatch(args: LabArgs, env: &LabEnv) -> Result<()> {
+fn dispatch(args: LabArgs, env: &LabEnv) -> Result<u8> {
+    let command = args.command.unwrap_or_else(|| LabCommand::Up(UpArgs::default()));
+    match command {
+        // Between two programs, without a lab's directory and even a user's environment.
+        LabCommand::Keep { spec } => return inside::keep(&spec),
+        LabCommand::Inside { spec } => return Err(inside::inside(&spec)),
+        LabCommand::Station { spec } => return Err(inside::station(&spec)),
+        LabCommand::Launch { parent, argv } => return Err(process::launch(parent, &argv)),
+        _ => {}
+    }
     let state = StateDir::locate(args.state.as_deref())?;
-    let plain = |request: Request| ask(&state, &request).map(drop);
-    match args.command.unwrap_or_else(|| LabCommand::Up(UpArgs::default())) {
-        LabCommand::Up(args) => up::up(&state, &args, env),
-        LabCommand::Status { json } => status::show(&state, json),
-        LabCommand::Exec { command } => exec(&state, &command),
-        LabCommand::Psql { node, args } => psql(&state, node.as_deref(), &args),
-        LabCommand::Console { node } => terminal::attach(ask(&state, &Request::Console { node })?.stream),
-        LabCommand::Logs { node } => logs(&state, &node),
+    command_of(&state, command, env).map(|()| 0)
+}
+
+fn command_of(state: &StateDir, command: LabCommand, env: &LabEnv) -> Result<()> {
+    let plain = |request: Request| ask(state, &request).map(drop);
+    match command {
+        LabCommand::Up(args) => up::up(state, &args, env),
+        LabCommand::Status { json } => status::show(state, json),
+        LabCommand::Watch => watch::run(state),
+        LabCommand::Exec { command } => exec(state, &command),
+        LabCommand::Psql { node, args } => psql(state, node.as_deref(), &args),
+        LabCommand::Console { node } => terminal::attach(ask(state, &Request::Console { node })?.stream),
+        LabCommand::Logs { node } => logs(state, &node),
         LabCommand::Kill { node } => plain(Request::Kill { node }),
         LabCommand::Start { node } => plain(Request::Start { node }),
         LabCommand::Pause { node, stop_clock } => plain(Request::Pause { node, stop_clock }),
@@ -71,10 +85,13 @@ fn dispatch(args: LabArgs, env: &LabEnv) -> Result<()> {
         LabCommand::Stop { node } => plain(Request::Stop { node }),
         LabCommand::Cut { a, b, one_way } => plain(Request::Cut { from: a, to: b, one_way }),
         LabCommand::Heal { a, b } => plain(Request::Heal { pair: a.zip(b) }),
-        LabCommand::Ctl { node, args } => ctl::run(&state, &node, &args),
-        LabCommand::Down { keep } => down(&state, keep),
-        LabCommand::Daemon => daemon::run(&state),
-        LabCommand::Launch { parent, argv } => Err(process::launch(parent, &argv)),
+        LabCommand::Ctl { node, args } => ctl::run(state, &node, &args),
+        LabCommand::Down { keep } => down(state, keep),
+        LabCommand::Daemon => daemon::run(state),
+        LabCommand::Keep { .. }
+        | LabCommand::Inside { .. }
+        | LabCommand::Station { .. }
+        | LabCommand::Launch { .. } => Ok(()),
     }
 }
 
@@ -140,13 +157,12 @@ fn first_with_agent(state: &StateDir) -> Result<String> {
 }
 
 fn logs(state: &StateDir, node: &str) -> Result<()> {
-    let nodes = state.load()?.map_or(0, |lab| lab.nodes);
-    let known: Vec<_> = crate::topology::Node::first(nodes).collect();
-    let Some(node) = known.iter().find(|n| n.name() == node) else {
-        let names: Vec<_> = known.iter().map(|n| n.name()).collect();
-        return refuse(format!("there is no node {node:?} in this lab; there is {}", names.join(", ")));
-    };
-    let path = state.node(*node).join("serial.log");
+    let Some(lab) = state.load()? else { return Err(LabError::NotUp(state.root().to_path_buf())) };
+    let known = lab.members();
+    if !known.iter().any(|name| name == node) {
+        return refuse(format!("there is no node {node:?} in this lab; there is {}", known.join(", ")));
+    }
+    let path = state.member(node).join("serial.log");
     let mut file = File::open(&path).at("open", &path)?;
     match io::copy(&mut file, &mut io::stdout()) {
         // `lab logs N | head` closes early.

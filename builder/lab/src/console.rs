@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,7 +13,7 @@ use nix::sys::socket::{MsgFlags, send};
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
-use crate::error::{AtPath, Doing, Result};
+use crate::error::{AtPath, Doing, Result, refuse};
 
 /// How much of the past a new viewer is shown.
 const RECENT_MAX: usize = 4096;
@@ -39,7 +39,8 @@ pub(crate) struct Phase {
 
 /// The console of a running machine.
 pub(crate) struct Console {
-    writer: Mutex<UnixStream>,
+    /// Where typed bytes go, if anywhere.
+    writer: Option<Mutex<File>>,
     hub: Mutex<Hub>,
     start: Instant,
 }
@@ -54,11 +55,14 @@ struct Hub {
 
 impl Console {
     /// Reads the console until the machine ends. The file is the log of all boots, so it is appended to.
-    pub(crate) fn start(stream: UnixStream, log: &Path) -> Result<Arc<Self>> {
+    pub(crate) fn start(
+        mut reader: impl Read + Send + 'static,
+        writer: Option<OwnedFd>,
+        log: &Path,
+    ) -> Result<Arc<Self>> {
         let mut file = File::options().create(true).append(true).open(log).at("open", log)?;
-        let mut reader = stream.try_clone().doing("duplicate the console socket")?;
-        let console =
-            Arc::new(Console { writer: Mutex::new(stream), hub: Mutex::default(), start: clock::now() });
+        let writer = writer.map(|fd| Mutex::new(File::from(fd)));
+        let console = Arc::new(Console { writer, hub: Mutex::default(), start: clock::now() });
         let inner = console.clone();
         let read = move || {
             let mut buffer = [0; 4096];
@@ -111,7 +115,8 @@ impl Console {
 
     /// Types into the console.
     pub(crate) fn type_in(&self, bytes: &[u8]) -> Result<()> {
-        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(writer) = &self.writer else { return refuse("nobody listens to what is typed here") };
+        let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
         writer.write_all(bytes).doing("write to the console")
     }
 
@@ -149,7 +154,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let log = temp.path().join("serial.log");
         let (mut guest, host) = UnixStream::pair().unwrap();
-        let console = Console::start(host, &log).unwrap();
+        let console = Console::start(host.try_clone().unwrap(), Some(host.into()), &log).unwrap();
         let (late_view, late) = UnixStream::pair().unwrap();
         guest.write_all(b"BdsDxe: starting Boot0001\r\n[0.0] Linux ver").unwrap();
         guest.write_all(b"sion 6.1\nLinux version again\n").unwrap();

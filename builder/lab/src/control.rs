@@ -17,8 +17,10 @@ use crate::state::StateDir;
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "kebab-case")]
 pub(crate) enum Request {
-    /// Answered by a list of [`Row`].
+    /// Answered by a list of [`Row`]: nodes, then the witness.
     Machines,
+    /// Answered by a list of [`CutRow`].
+    Cuts,
     /// Power a node on.
     Start { node: String },
     /// Press the power button and wait.
@@ -65,22 +67,29 @@ pub(crate) enum Power {
     ClockStopped,
 }
 
-/// One machine.
+/// A cut: nothing that `from` sends reaches `to`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CutRow {
+    /// Who is not heard.
+    pub(crate) from: String,
+    /// By whom.
+    pub(crate) to: String,
+}
+
+/// One member.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Row {
-    /// Node name.
+    /// Its name.
     pub(crate) name: String,
     /// Whether it runs.
     pub(crate) power: Power,
-    /// QEMU's process.
+    /// QEMU's process, a container's PID 1, the witness.
     pub(crate) pid: Option<i32>,
-    /// Whether a program in the guest has opened the operator's port.
+    /// Whether its supervisor can be asked.
     pub(crate) agent: bool,
     /// Phases of the current boot that the console showed.
     pub(crate) phases: Vec<Phase>,
-    /// Cuts that drop what this node sends, by receiver.
-    pub(crate) cut_to: Vec<String>,
-    /// Why the machine ended, when it did so by itself.
+    /// Why it ended, when it did so by itself.
     pub(crate) end: Option<String>,
 }
 

@@ -1,4 +1,4 @@
-//! The lab's daemon: owner of the namespaces, the switch and the machines, from `up` to `down`.
+//! The lab's daemon: owner of the namespaces, the network and the members, from `up` to `down`.
 //!
 //! The main thread starts processes and nothing else, because children are bound to the life of the thread that started
 //! them. Every request has its own thread.
@@ -6,6 +6,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::process::Child;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,15 +15,19 @@ use nix::sys::prctl::set_name;
 use nix::unistd::setsid;
 use serde_json::{Value, json};
 
-use crate::control::{Reply, Request, receive, send};
+use crate::container::Container;
+use crate::control::{CutRow, Reply, Request, receive, send};
 use crate::error::{Doing, LabError, Result, refuse};
-use crate::machine::Launch;
-use crate::node::NodeSlot;
-use crate::process::Program;
-use crate::state::StateDir;
-use crate::switch::relay::Relay;
-use crate::topology::{HOST, Node};
-use crate::{namespace, netlink};
+use crate::machine::Setup;
+use crate::member::Kind;
+use crate::network::{Cut, Network};
+use crate::node::{Slot, Starter};
+use crate::process::Launch;
+use crate::state::{BackendFile, LabFile, StateDir};
+use crate::topology::{HOST, Node, WITNESS};
+use crate::vm::Vm;
+use crate::witness::Witness;
+use crate::{cgroup, namespace, root};
 
 /// What the daemon says on its leash when it listens; anything else there is the reason why not.
 pub(crate) const READY: &str = "ready";
@@ -36,20 +41,40 @@ enum Job {
 }
 
 struct Lab {
-    nodes: Vec<Arc<NodeSlot>>,
-    relay: Arc<Relay>,
-    jobs: Mutex<Sender<Job>>,
+    members: Vec<Arc<Slot>>,
+    network: Arc<Network>,
+    /// The control group of a lab of containers.
+    cgroup: Option<PathBuf>,
+    jobs: Jobs,
+}
+
+/// The way to the main thread.
+#[derive(Clone)]
+struct Jobs(Arc<Mutex<Sender<Job>>>);
+
+impl Jobs {
+    fn send(&self, job: Job) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).send(job).is_ok()
+    }
+
+    fn launch(&self, launch: Launch) -> Result<Child> {
+        let (sender, answer) = channel();
+        if !self.send(Job::Start(launch, sender)) {
+            return refuse("the lab is ending");
+        }
+        answer.recv().unwrap_or_else(|_| refuse("the lab is ending"))
+    }
 }
 
 /// The hidden `daemon` command. Standard input is the leash: a socket to the `up` that started it.
 pub(crate) fn run(state: &StateDir) -> Result<()> {
     let leash = std::io::stdin().as_fd().try_clone_to_owned().doing("take over standard input")?;
     let leash = UnixStream::from(leash);
-    match prepare(state) {
-        Ok((lab, qemu, listener, jobs)) => {
+    match prepare(state, &leash) {
+        Ok((lab, listener, jobs)) => {
             serve(lab.clone(), listener)?;
             hold_leash(lab.clone(), leash)?;
-            work(&lab, &qemu, &jobs);
+            work(&lab, &jobs);
             state.remove_socket()
         }
         Err(e) => {
@@ -60,40 +85,84 @@ pub(crate) fn run(state: &StateDir) -> Result<()> {
     }
 }
 
-type Prepared = (Arc<Lab>, Program, UnixListener, Receiver<Job>);
+type Prepared = (Arc<Lab>, UnixListener, Receiver<Job>);
 
-/// Everything that must happen before the first thread, and the switch.
-fn prepare(state: &StateDir) -> Result<Prepared> {
+/// Everything that must happen before the first thread, and the network.
+fn prepare(state: &StateDir, leash: &UnixStream) -> Result<Prepared> {
     // Started as /proc/self/exe, it would be called "exe" in process lists.
     set_name(c"dyad-lab").doing("name the process")?;
     // Fails only for a process group leader, which a freshly started process is not.
     setsid().doing("leave the terminal's session")?;
     let Some(file) = state.load()? else { return Err(LabError::NotUp(state.root().to_path_buf())) };
-    namespace::create()?;
-    let host = netlink::host_port()?;
-    let relay = Arc::new(Relay::start()?);
-    relay.plug_host(HOST, host)?;
+    let network = Arc::new(match &file.backend {
+        BackendFile::Vm(_) => {
+            namespace::create()?;
+            Network::with_switch()?
+        }
+        BackendFile::Container(setup) => {
+            namespace::create_for_containers(leash)?;
+            cgroup::fresh(&setup.cgroup)?;
+            let root = state.container_root();
+            if !root.exists() {
+                root::unpack(&setup.image, &root)?;
+            }
+            Network::with_bridges(setup.nft.clone(), file.nodes)?
+        }
+    });
     let listener = state.listen()?;
-    let (sender, jobs) = channel();
-    let qemu = file.setup.qemu.clone();
-    let slot = |n: Node| Arc::new(NodeSlot::new(n, state.node(n), file.setup.clone(), relay.clone()));
-    let nodes = Node::first(file.nodes).map(slot).collect();
-    Ok((Arc::new(Lab { nodes, relay, jobs: Mutex::new(sender) }), qemu, listener, jobs))
+    let (sender, receiver) = channel();
+    let jobs = Jobs(Arc::new(Mutex::new(sender)));
+    let starter = jobs.clone();
+    let starter: Arc<Starter> = Arc::new(move |launch| starter.launch(launch));
+    let members =
+        kinds(state, &file, &network).into_iter().map(|k| Arc::new(Slot::new(k, starter.clone()))).collect();
+    let cgroup = match &file.backend {
+        BackendFile::Vm(_) => None,
+        BackendFile::Container(setup) => Some(setup.cgroup.clone()),
+    };
+    Ok((Arc::new(Lab { members, network, cgroup, jobs }), listener, receiver))
 }
 
-fn work(lab: &Lab, qemu: &Program, jobs: &Receiver<Job>) {
+fn kinds(state: &StateDir, file: &LabFile, network: &Arc<Network>) -> Vec<Box<dyn Kind>> {
+    let mut kinds: Vec<Box<dyn Kind>> = Vec::new();
+    for node in Node::first(file.nodes) {
+        let (dir, network) = (state.node(node), network.clone());
+        kinds.push(match &file.backend {
+            BackendFile::Vm(setup) => Box::new(Vm { node, dir, setup: Setup::clone(setup), network }),
+            BackendFile::Container(setup) => Box::new(Container {
+                node,
+                dir,
+                root: state.container_root(),
+                cgroup: setup.cgroup.clone(),
+                network,
+            }),
+        });
+    }
+    if let Some(program) = &file.witness {
+        let (program, dir, network) = (program.clone(), state.member(WITNESS), network.clone());
+        kinds.push(Box::new(Witness { program, dir, network }));
+    }
+    kinds
+}
+
+fn work(lab: &Lab, jobs: &Receiver<Job>) {
     for job in jobs {
         match job {
             Job::Start(launch, answer) => {
                 // The asker waits; it can only be gone when the daemon ends.
-                let _ = answer.send(launch.start(qemu));
+                let _ = answer.send(launch.start());
             }
             Job::End => break,
         }
     }
-    for node in &lab.nodes {
-        // Nodes that are off refuse; the others die with this process at the latest.
-        let _ = node.kill();
+    for member in &lab.members {
+        // Members that are off refuse; the others die with this process at the latest.
+        let _ = member.kill();
+    }
+    if let Some(group) = &lab.cgroup
+        && let Err(e) = cgroup::remove(group)
+    {
+        eprintln!("daemon: {e}");
     }
 }
 
@@ -128,13 +197,9 @@ fn serve(lab: Arc<Lab>, listener: UnixListener) -> Result<()> {
 }
 
 impl Lab {
-    fn job(&self, job: Job) -> bool {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).send(job).is_ok()
-    }
-
     fn end(&self) {
         // The main thread listens until it got this very job.
-        let _ = self.job(Job::End);
+        let _ = self.jobs.send(Job::End);
     }
 
     fn answer(&self, stream: &UnixStream) {
@@ -158,33 +223,35 @@ impl Lab {
     fn act(&self, request: Request) -> Result<Value> {
         match request {
             Request::Machines => {
-                let rows: Vec<_> = self.nodes.iter().map(|n| n.row()).collect();
+                let rows: Vec<_> = self.members.iter().map(|n| n.row()).collect();
                 return Ok(json!(rows));
             }
-            Request::Start { node } => self.node(&node)?.start(&|launch| self.launch(launch))?,
-            Request::Stop { node } => self.node(&node)?.stop()?,
-            Request::Kill { node } => self.node(&node)?.kill()?,
-            Request::Pause { node, stop_clock } => self.node(&node)?.pause(stop_clock)?,
-            Request::Resume { node } => self.node(&node)?.resume()?,
-            Request::Cut { from, to, one_way } => self.cut(&from, &to, one_way)?,
-            Request::Heal { pair } => self.heal(pair)?,
-            Request::Operator { node, call } => return self.node(&node)?.call(call),
+            Request::Cuts => {
+                let rows: Vec<_> =
+                    self.network.cuts().into_iter().map(|(from, to)| CutRow { from, to }).collect();
+                return Ok(json!(rows));
+            }
+            Request::Start { node } => self.member(&node)?.start()?,
+            Request::Stop { node } => self.member(&node)?.stop()?,
+            Request::Kill { node } => self.member(&node)?.kill()?,
+            Request::Pause { node, stop_clock } => self.member(&node)?.pause(stop_clock)?,
+            Request::Resume { node } => self.member(&node)?.resume()?,
+            Request::Cut { from, to, one_way } => {
+                let mut pairs = self.both_ways(from, to)?;
+                pairs.truncate(if one_way { 1 } else { 2 });
+                self.network.cut(&pairs)?;
+            }
+            Request::Heal { pair: Some((a, b)) } => self.network.heal(&self.both_ways(a, b)?)?,
+            Request::Heal { pair: None } => self.network.heal_all()?,
+            Request::Operator { node, call } => return self.member(&node)?.call(call),
             Request::Console { .. } | Request::Down => {}
         }
         Ok(Value::Null)
     }
 
-    fn launch(&self, launch: Launch) -> Result<Child> {
-        let (sender, answer) = channel();
-        if !self.job(Job::Start(launch, sender)) {
-            return refuse("the lab is ending");
-        }
-        answer.recv().unwrap_or_else(|_| refuse("the lab is ending"))
-    }
-
-    fn node(&self, name: &str) -> Result<&Arc<NodeSlot>> {
-        match self.nodes.iter().find(|n| n.name() == name) {
-            Some(node) => Ok(node),
+    fn member(&self, name: &str) -> Result<&Arc<Slot>> {
+        match self.members.iter().find(|n| n.name() == name) {
+            Some(member) => Ok(member),
             None => {
                 refuse(format!("there is no node {name:?} in this lab; there is {}", self.names().join(", ")))
             }
@@ -192,51 +259,30 @@ impl Lab {
     }
 
     fn names(&self) -> Vec<String> {
-        self.nodes.iter().map(|n| n.name()).collect()
+        self.members.iter().map(|n| n.name()).collect()
     }
 
-    /// Both names must be on the network, and differ.
-    fn check_pair(&self, a: &str, b: &str) -> Result<()> {
+    /// From `a` to `b`, and back. Both names must be on the network, and differ.
+    fn both_ways(&self, a: String, b: String) -> Result<Vec<Cut>> {
         let mut known = self.names();
         known.push(HOST.into());
-        for name in [a, b] {
-            if !known.iter().any(|k| k == name) {
+        for name in [&a, &b] {
+            if !known.contains(name) {
                 return refuse(format!(
                     "nothing called {name:?} is on this lab's network; there is {}",
                     known.join(", ")
                 ));
             }
         }
-        if a == b { refuse(format!("{a} cannot be cut from itself")) } else { Ok(()) }
-    }
-
-    fn cut(&self, from: &str, to: &str, one_way: bool) -> Result<()> {
-        self.check_pair(from, to)?;
-        self.relay.with_fabric(|f| {
-            f.cut(from, to);
-            if !one_way {
-                f.cut(to, from);
-            }
-        });
-        Ok(())
-    }
-
-    fn heal(&self, pair: Option<(String, String)>) -> Result<()> {
-        let Some((a, b)) = pair else {
-            self.relay.with_fabric(|f| f.heal_all());
-            return Ok(());
-        };
-        self.check_pair(&a, &b)?;
-        self.relay.with_fabric(|f| {
-            f.heal(&a, &b);
-            f.heal(&b, &a);
-        });
-        Ok(())
+        if a == b {
+            return refuse(format!("{a} cannot be cut from itself"));
+        }
+        Ok(vec![(a.clone(), b.clone()), (b, a)])
     }
 
     /// Connects a client and a console until the client leaves or the machine ends.
     fn console(&self, node: &str, mut stream: &UnixStream) -> Result<()> {
-        let console = self.node(node)?.console()?;
+        let console = self.member(node)?.console()?;
         send(stream, &Reply::Done(Value::Null))?;
         console.view(stream.try_clone().doing("duplicate a console connection")?)?;
         let mut buffer = [0; 1024];

@@ -1,17 +1,20 @@
-//! The lab: a cluster of virtual machines on one host, without root and without anything installed by hand.
+//! The lab: a cluster on one host, of virtual machines without root and without anything installed by hand, or of
+//! containers.
 //!
-//! `dyad lab up` starts a daemon in its own user and network namespaces. The daemon owns the machines (QEMU), the switch
-//! that joins their NICs in user space (no taps, no bridges), and a control socket in the state directory through which
-//! the other commands speak. `exec` and `psql` enter the daemon's namespaces.
+//! `dyad lab up` starts a daemon in its own user and network namespaces. The daemon owns the members, the network that
+//! joins them (machines: a switch in user space, without taps and bridges; containers: the kernel's bridges), and a control
+//! socket in the state directory through which the other commands speak. `exec` and `psql` enter the daemon's namespaces.
 //!
-//! The program that links this crate must hand `lab daemon` and `lab launch` to [`run`] unchanged: the lab starts
-//! itself again with these.
+//! The program that links this crate must hand the hidden commands of `lab` to [`run`] unchanged: the lab starts itself
+//! again with these.
 
 mod accel;
+mod cgroup;
 mod cli;
 mod clock;
 mod commands;
 mod console;
+mod container;
 mod control;
 mod ctl;
 mod daemon;
@@ -19,12 +22,18 @@ mod disk;
 mod error;
 mod esp;
 mod firmware;
+mod idmap;
+mod inside;
 mod machine;
+mod member;
 mod namespace;
 mod netlink;
+mod network;
 mod node;
+mod partition;
 mod process;
 mod qmp;
+mod root;
 mod site;
 mod state;
 mod status;
@@ -33,6 +42,10 @@ mod terminal;
 mod tools;
 mod topology;
 mod up;
+mod vm;
+mod wait;
+mod watch;
+mod witness;
 
 pub use cli::{Backend, LabArgs, LabCommand, UpArgs};
 pub use commands::{BuildImage, BuiltImage, LabEnv, run};

@@ -5,12 +5,11 @@ use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::Child;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{AtPath, Doing, Result};
-use crate::process::{Program, spawn_bound};
+use crate::process::{Launch, Program};
 use crate::topology::{Node, Role, mac_text};
 
 /// The virtio-serial port on which the appliance's supervisor answers.
@@ -66,20 +65,6 @@ pub(crate) struct Sockets {
     pub(crate) qmp: UnixStream,
 }
 
-/// What a started machine needs: arguments, the descriptors they name, and where QEMU's complaints go.
-pub(crate) struct Launch {
-    args: Vec<OsString>,
-    passed: Vec<OwnedFd>,
-    log: PathBuf,
-}
-
-impl Launch {
-    /// Starts QEMU. See [`spawn_bound`] for the thread to do it from.
-    pub(crate) fn start(self, qemu: &Program) -> Result<Child> {
-        spawn_bound(qemu, &self.args, &self.passed, &self.log)
-    }
-}
-
 /// Makes the sockets and the command line of a node whose disk and variable store lie in `dir`.
 pub(crate) fn prepare(setup: &Setup, node: Node, dir: &Path) -> Result<(Launch, Sockets)> {
     let log = dir.join("qemu.log");
@@ -100,7 +85,7 @@ pub(crate) fn prepare(setup: &Setup, node: Node, dir: &Path) -> Result<(Launch, 
     let sockets = Sockets { serial: pair()?, operator: pair()?, qmp: pair()?, nics };
     let fds: Vec<i32> = passed.iter().map(AsRawFd::as_raw_fd).collect();
     let args = arguments(setup, node, dir, &fds);
-    Ok((Launch { args, passed, log }, sockets))
+    Ok((Launch { program: setup.qemu.clone(), args, stdin: None, passed, log }, sockets))
 }
 
 /// QEMU's command line. `fds`: the NICs in role order, then serial, operator and monitor.

@@ -1,28 +1,37 @@
 //! The lab's own user and network namespaces: made by the daemon, entered by `exec` and `psql`.
 
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::{getegid, geteuid};
 
-use crate::error::{AtPath, Doing, LabError, Result};
+use crate::error::{AtPath, Doing, Result, refuse};
+use crate::idmap::{MAP_ME, MAPPED, no_user_namespace};
 
-/// Moves this process into fresh user and network namespaces, in which it is root.
+/// Moves this process into fresh user and network namespaces, in which it is root and the only user.
 /// The process must have one thread only: the kernel refuses otherwise.
 pub(crate) fn create() -> Result<()> {
     let (uid, gid) = (geteuid(), getegid());
-    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET).map_err(|e| {
-        LabError::Refused(format!(
-            "this host does not let user {uid} make a user namespace ({e}); allow it with \
-             `sysctl kernel.unprivileged_userns_clone=1 user.max_user_namespaces=10000` and, where AppArmor restricts \
-             it, `sysctl kernel.apparmor_restrict_unprivileged_userns=0`"
-        ))
-    })?;
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET).map_err(no_user_namespace)?;
     // The kernel takes a group map from an ordinary user only when the process can no longer drop groups.
     write("/proc/self/setgroups", "deny")?;
     write("/proc/self/uid_map", &format!("0 {uid} 1"))?;
     write("/proc/self/gid_map", &format!("0 {gid} 1"))
+}
+
+/// The same with all users of a container, which only somebody outside can map: the other end of the leash does.
+pub(crate) fn create_for_containers(mut leash: &UnixStream) -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET).map_err(no_user_namespace)?;
+    writeln!(leash, "{MAP_ME}").doing("ask for the users of the lab")?;
+    let mut answer = String::new();
+    BufReader::with_capacity(1, leash).read_line(&mut answer).doing("wait for the users of the lab")?;
+    if answer.trim_end() != MAPPED {
+        return refuse("the users of the lab were not mapped");
+    }
+    Ok(())
 }
 
 fn write(path: &str, text: &str) -> Result<()> {

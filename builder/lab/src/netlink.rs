@@ -1,5 +1,5 @@
-//! The lab's own port on its LAN: a veth pair in the lab's network namespace, one end with the host's addresses, the
-//! other read by the switch through a packet socket.
+//! The lab's interfaces: veth pairs between namespaces, and bridges. The lab's own port on its LAN is a pair too, one end
+//! with the host's addresses, the other read by the switch through a packet socket or plugged into the LAN's bridge.
 //!
 //! Requests go out one by one and are waited for; there is no other netlink user in this process.
 
@@ -16,12 +16,13 @@ use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoBridge, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{AddressFamily as Family, SockFlag, SockProtocol, SockType, bind, socket};
+use nix::unistd::Pid;
 
 use crate::error::{AtPath, Doing, Result, refuse};
 use crate::topology::{HOST_MAC, HOST_V4, HOST_V6, LAN_PREFIX_V4, LAN_PREFIX_V6};
@@ -30,27 +31,76 @@ use crate::topology::{HOST_MAC, HOST_V4, HOST_V6, LAN_PREFIX_V4, LAN_PREFIX_V6};
 pub(crate) const HOST_IF: &str = "lab0";
 /// Its other end, which only the switch uses.
 const SWITCH_IF: &str = "lab0-switch";
+/// What is asked for must not be there yet.
+const NEW: u16 = NLM_F_CREATE | NLM_F_EXCL;
 /// Frames that may wait in a socket towards QEMU; the default of 10 loses frames in every TCP burst.
 const DATAGRAM_QUEUE: u32 = 1024;
 
+/// The far end of a veth pair: in the network namespace of a process, or in this one.
+pub(crate) struct Far<'a> {
+    /// Its name there.
+    pub(crate) name: &'a str,
+    /// Its MAC address.
+    pub(crate) mac: [u8; 6],
+    /// Whose network namespace gets it; this one's without.
+    pub(crate) pid: Option<Pid>,
+    /// One segment a frame: nobody behind the near end can cut a large TCP packet into pieces.
+    pub(crate) one_segment: bool,
+}
+
+impl Far<'_> {
+    fn host(one_segment: bool) -> Self {
+        Far { name: HOST_IF, mac: HOST_MAC, pid: None, one_segment }
+    }
+}
+
 /// Makes the namespace ready (loopback, addresses) and returns the packet socket of the host's port.
 /// Must run inside a fresh network namespace that this process owns, before NIC sockets are made.
-pub(crate) fn host_port() -> Result<OwnedFd> {
+pub(crate) fn switch_port() -> Result<OwnedFd> {
     set("/proc/sys/net/unix/max_dgram_qlen", DATAGRAM_QUEUE)?;
     let netlink = Netlink::open()?;
+    netlink.veth(SWITCH_IF, &Far::host(true))?;
+    let socket = cable(&netlink, SWITCH_IF)?;
+    host_addresses(&netlink)?;
+    Ok(socket)
+}
+
+/// Makes the namespace ready, with the host's interface on a bridge.
+pub(crate) fn bridge_port(netlink: &Netlink, near: &str, bridge: &str) -> Result<()> {
+    netlink.veth(near, &Far::host(false))?;
+    netlink.port(near, bridge)?;
+    host_addresses(netlink)
+}
+
+fn host_addresses(netlink: &Netlink) -> Result<()> {
+    let addresses = [(IpAddr::V4(HOST_V4), LAN_PREFIX_V4), (IpAddr::V6(HOST_V6), LAN_PREFIX_V6)];
+    configure(netlink, HOST_IF, &addresses)
+}
+
+/// Brings the loopback and an interface with its static addresses up, in the calling thread's network namespace.
+pub(crate) fn configure(netlink: &Netlink, interface: &str, addresses: &[(IpAddr, u8)]) -> Result<()> {
     netlink.up("lo", LinkFlags::empty())?;
-    netlink.veth()?;
-    // The switch's end is a cable, not a neighbour: it must not answer ARP, nor speak IPv6.
-    if Path::new("/proc/sys/net/ipv6").exists() {
-        set(&format!("/proc/sys/net/ipv6/conf/{SWITCH_IF}/disable_ipv6"), 1)?;
+    let ipv6 = Path::new("/proc/sys/net/ipv6").exists();
+    if ipv6 {
         // Duplicate address detection would keep the address unusable for a second; nobody else can have it.
-        set(&format!("/proc/sys/net/ipv6/conf/{HOST_IF}/accept_dad"), 0)?;
-        netlink.address(HOST_IF, IpAddr::V6(HOST_V6), LAN_PREFIX_V6)?;
+        set(&format!("/proc/sys/net/ipv6/conf/{interface}/accept_dad"), 0)?;
     }
-    netlink.address(HOST_IF, IpAddr::V4(HOST_V4), LAN_PREFIX_V4)?;
-    netlink.up(SWITCH_IF, LinkFlags::Noarp)?;
-    netlink.up(HOST_IF, LinkFlags::empty())?;
-    packet_socket(SWITCH_IF)
+    for (address, prefix) in addresses.iter().filter(|(a, _)| ipv6 || a.is_ipv4()) {
+        netlink.address(interface, *address, *prefix)?;
+    }
+    netlink.up(interface, LinkFlags::empty())
+}
+
+/// A packet socket on an interface that is a cable to the switch, not a neighbour: it must not answer ARP, nor speak IPv6.
+pub(crate) fn cable(netlink: &Netlink, interface: &str) -> Result<OwnedFd> {
+    no_ipv6(interface)?;
+    netlink.up(interface, LinkFlags::Noarp)?;
+    packet_socket(interface)
+}
+
+fn no_ipv6(interface: &str) -> Result<()> {
+    let path = format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
+    if Path::new(&path).exists() { set(&path, 1) } else { Ok(()) }
 }
 
 fn set(path: &str, value: u32) -> Result<()> {
@@ -73,10 +123,12 @@ fn packet_socket(interface: &str) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-struct Netlink(Socket);
+/// A connection to the kernel's network of the namespace in which it was opened.
+pub(crate) struct Netlink(Socket);
 
 impl Netlink {
-    fn open() -> Result<Self> {
+    /// Opens it.
+    pub(crate) fn open() -> Result<Self> {
         let socket = Socket::new(NETLINK_ROUTE).doing("open a netlink socket")?;
         socket.connect(&SocketAddr::new(0, 0)).doing("connect a netlink socket")?;
         Ok(Netlink(socket))
@@ -99,22 +151,62 @@ impl Netlink {
         }
     }
 
-    fn veth(&self) -> Result<()> {
+    /// Makes a veth pair.
+    pub(crate) fn veth(&self, near: &str, far: &Far<'_>) -> Result<()> {
         let mut peer = LinkMessage::default();
-        peer.attributes.push(LinkAttribute::IfName(SWITCH_IF.into()));
+        peer.attributes =
+            vec![LinkAttribute::IfName(far.name.into()), LinkAttribute::Address(far.mac.to_vec())];
+        peer.attributes.extend(far.pid.map(|pid| LinkAttribute::NetNsPid(pid.as_raw().unsigned_abs())));
+        if far.one_segment {
+            peer.attributes.push(LinkAttribute::GsoMaxSegs(1));
+        }
         let mut link = LinkMessage::default();
         link.attributes = vec![
-            LinkAttribute::IfName(HOST_IF.into()),
-            LinkAttribute::Address(HOST_MAC.to_vec()),
-            // One segment a frame: nobody behind this port can cut a large TCP packet into pieces.
-            LinkAttribute::GsoMaxSegs(1),
+            LinkAttribute::IfName(near.into()),
             LinkAttribute::LinkInfo(vec![
                 LinkInfo::Kind(InfoKind::Veth),
                 LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
             ]),
         ];
-        let message = RouteNetlinkMessage::NewLink(link);
-        self.request("create the lab's veth pair", message, NLM_F_CREATE | NLM_F_EXCL)
+        self.request("create a veth pair of the lab", RouteNetlinkMessage::NewLink(link), NEW)
+    }
+
+    /// Makes a bridge that forwards at once and floods what it does not know, as the cheapest switch does.
+    pub(crate) fn bridge(&self, name: &str) -> Result<()> {
+        let mut link = LinkMessage::default();
+        let options = vec![InfoBridge::ForwardDelay(0), InfoBridge::MulticastSnooping(false)];
+        link.attributes = vec![
+            LinkAttribute::IfName(name.into()),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Bridge),
+                LinkInfo::Data(InfoData::Bridge(options)),
+            ]),
+        ];
+        self.request("create a bridge of the lab", RouteNetlinkMessage::NewLink(link), NEW)?;
+        no_ipv6(name)?;
+        self.up(name, LinkFlags::empty())
+    }
+
+    /// Makes an interface a port of a bridge.
+    pub(crate) fn port(&self, interface: &str, bridge: &str) -> Result<()> {
+        no_ipv6(interface)?;
+        let mut link = LinkMessage::default();
+        link.header.index = index(interface)?;
+        link.attributes = vec![LinkAttribute::Controller(index(bridge)?)];
+        self.request("plug an interface into a bridge of the lab", RouteNetlinkMessage::SetLink(link), 0)?;
+        self.up(interface, LinkFlags::empty())
+    }
+
+    /// Removes an interface, if it is there.
+    pub(crate) fn remove(&self, interface: &str) -> Result<()> {
+        let Ok(index) = if_nametoindex(interface) else { return Ok(()) };
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        match self.request("remove an interface of the lab", RouteNetlinkMessage::DelLink(link), 0) {
+            // The kernel was faster.
+            Err(_) if if_nametoindex(interface).is_err() => Ok(()),
+            result => result,
+        }
     }
 
     fn up(&self, interface: &str, extra: LinkFlags) -> Result<()> {
@@ -132,7 +224,7 @@ impl Netlink {
         message.header.index = index(interface)?;
         message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
         let message = RouteNetlinkMessage::NewAddress(message);
-        self.request("give the lab's host port its address", message, NLM_F_CREATE | NLM_F_EXCL)
+        self.request("give an interface of the lab its address", message, NEW)
     }
 }
 

@@ -1,327 +1,241 @@
-//! A node in the daemon: its machine while there is one, and what can be done to it.
+//! A member in the daemon: its body while there is one, and what can be done to it.
 
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::process::Child;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use dyad_api::client::{CallError, Client};
 use dyad_api::operator::Call;
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::clock::Deadline;
 use crate::console::Console;
 use crate::control::{Power, Row};
 use crate::error::{Doing, LabError, Result, refuse};
-use crate::machine::{Launch, OPERATOR_PORT, Setup, Sockets, prepare};
-use crate::qmp::Qmp;
-use crate::switch::fabric::{Link, PortId};
-use crate::switch::relay::Relay;
-use crate::topology::{Node, Role};
+use crate::member::{Body, Ended, Kind};
+use crate::process::Launch;
 
 /// How long an orderly stop may take: PID 1's own shutdown deadline and the slowness of TCG.
 const STOP_WAIT: Duration = Duration::from_secs(120);
 /// How long a killed process may take to go.
 const KILL_WAIT: Duration = Duration::from_secs(10);
-/// How long the supervisor may take to answer; on top of its own deadline where the call has one.
-const CALL_WAIT: Duration = Duration::from_secs(15);
 
-/// A node, whether its machine runs or not.
-pub(crate) struct NodeSlot {
-    node: Node,
-    dir: PathBuf,
-    setup: Setup,
-    relay: Arc<Relay>,
+/// Starts a process from a thread that lives as long as the daemon.
+pub(crate) type Starter = dyn Fn(Launch) -> Result<Child> + Send + Sync;
+
+/// A member, whether it runs or not.
+pub(crate) struct Slot {
+    kind: Box<dyn Kind>,
+    starter: Arc<Starter>,
     inner: Mutex<Inner>,
     ended: Condvar,
 }
 
 #[derive(Default)]
 struct Inner {
-    machine: Option<Machine>,
-    /// Why the last machine ended, unless it was asked to.
+    running: Option<Running>,
+    /// Why the last one ended, unless it was asked to.
     end: Option<String>,
 }
 
-struct Machine {
-    pid: Pid,
+struct Running {
+    body: Arc<dyn Body>,
     power: Power,
     /// Somebody asked for its end, so an end is no news.
     ending: bool,
-    ports: Vec<PortId>,
-    qmp: Arc<Qmp>,
-    console: Arc<Console>,
-    agent_open: Arc<Mutex<bool>>,
-    operator: Arc<Mutex<Operator>>,
 }
 
-/// The operator's port: one call at a time.
-struct Operator {
-    client: Client<UnixStream>,
-    /// The client's socket again: where its deadlines are set.
-    socket: UnixStream,
-}
-
-impl NodeSlot {
-    /// A node that is off.
-    pub(crate) fn new(node: Node, dir: PathBuf, setup: Setup, relay: Arc<Relay>) -> Self {
-        NodeSlot { node, dir, setup, relay, inner: Mutex::default(), ended: Condvar::new() }
+impl Slot {
+    /// A member that is off.
+    pub(crate) fn new(kind: Box<dyn Kind>, starter: Arc<Starter>) -> Self {
+        Slot { kind, starter, inner: Mutex::default(), ended: Condvar::new() }
     }
 
     /// Its name.
     pub(crate) fn name(&self) -> String {
-        self.node.name()
+        self.kind.name()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Powers the node on. `starter` starts QEMU from a thread that lives as long as the daemon.
-    pub(crate) fn start(self: &Arc<Self>, starter: &dyn Fn(Launch) -> Result<Child>) -> Result<()> {
+    /// Powers the member on.
+    pub(crate) fn start(self: &Arc<Self>) -> Result<()> {
         let mut inner = self.lock();
-        if inner.machine.is_some() {
+        if inner.running.is_some() {
             return refuse(format!("{} is running already", self.name()));
         }
-        let (launch, sockets) = prepare(&self.setup, self.node, &self.dir)?;
-        let child = starter(launch)?;
+        let (launch, attach) = self.kind.prepare()?;
+        let mut child = (self.starter)(launch)?;
         let pid = Pid::from_raw(child.id() as i32);
         inner.end = None;
-        match self.attach(pid, sockets) {
-            Ok(machine) => inner.machine = Some(machine),
+        let body = match attach(pid) {
+            Ok(body) => body,
             Err(e) => {
-                let mut child = child;
                 crate::process::end(&mut child);
-                return Err(e);
+                return refuse(format!("{} did not start: {e}", self.name()));
             }
-        }
-        let qmp = inner.machine.as_ref().map(|m| m.qmp.clone());
+        };
+        inner.running = Some(Running { body: body.clone(), power: Power::On, ending: false });
         drop(inner);
         let slot = self.clone();
         std::thread::Builder::new()
             .name("reaper".into())
             .spawn(move || slot.reap(pid, child))
             .doing("start a thread")?;
-        // QEMU answers once its arguments were accepted and its devices exist.
-        match qmp.map(|q| q.execute("query-status", json!({}))) {
-            Some(Err(e)) => {
-                let said = std::fs::read_to_string(self.dir.join("qemu.log")).unwrap_or_default();
-                refuse(format!("{} did not start: {e}. QEMU says: {}", self.name(), said.trim()))
-            }
-            Some(Ok(_)) | None => Ok(()),
+        match body.confirm() {
+            Ok(()) => Ok(()),
+            Err(e) => refuse(format!("{} did not start: {e}", self.name())),
         }
     }
 
-    fn attach(&self, pid: Pid, sockets: Sockets) -> Result<Machine> {
-        let Sockets { nics, serial, operator, qmp } = sockets;
-        let mut ports = Vec::new();
-        for (role, nic) in Role::ALL.iter().zip(nics) {
-            let link = self.node.wire(*role).map_or(Link::Lan, Link::Wire);
-            ports.push(self.relay.plug_nic(&self.name(), link, nic)?);
-        }
-        let agent_open = Arc::new(Mutex::new(false));
-        let open = agent_open.clone();
-        let qmp = Qmp::start(qmp, move |event, data| {
-            let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
-            match event {
-                "VSERPORT_CHANGE" => *open = data["open"].as_bool().unwrap_or(false),
-                "RESET" => *open = false,
-                _ => {}
-            }
-        })?;
-        let socket = operator.try_clone().doing("duplicate the operator's port")?;
-        operator.set_write_timeout(Some(CALL_WAIT)).doing("set a deadline on the operator's port")?;
-        Ok(Machine {
-            pid,
-            power: Power::On,
-            ending: false,
-            ports,
-            qmp: Arc::new(qmp),
-            console: Console::start(serial, &self.dir.join("serial.log"))?,
-            agent_open,
-            // A fresh pair of sockets for every machine: no reply to an earlier client can be on it.
-            operator: Arc::new(Mutex::new(Operator { client: Client::new(operator, 1), socket })),
-        })
-    }
-
-    /// Waits for the end of the process; forgets the machine before the process id can be used again.
-    fn reap(&self, pid: Pid, mut child: Child) {
+    /// Waits for the end of the process; forgets it before the process id can be used again.
+    fn reap(self: Arc<Self>, pid: Pid, mut child: Child) {
         while waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) == Err(Errno::EINTR) {}
+        let mut again = false;
         let mut inner = self.lock();
         let status = child.wait();
-        if let Some(machine) = inner.machine.take() {
-            machine.ports.iter().for_each(|p| self.relay.unplug(*p));
-            inner.end = match status {
-                _ if machine.ending => None,
-                // What a guest that powers itself off looks like.
-                Ok(status) if status.success() => Some("the guest powered off".into()),
-                Ok(status) => {
-                    Some(format!("QEMU ended with {status}; see {}", self.dir.join("qemu.log").display()))
-                }
-                Err(e) => Some(format!("QEMU is gone: {e}")),
+        if let Some(running) = inner.running.take() {
+            running.body.detach();
+            let ended = match status {
+                Ok(status) => running.body.ended(status),
+                Err(e) => Ended::Failed(format!("its process is gone: {e}")),
             };
+            inner.end = match ended {
+                Ended::Reboots => {
+                    again = true;
+                    None
+                }
+                _ if running.ending => None,
+                Ended::PoweredOff => Some("it powered itself off".into()),
+                Ended::Failed(why) => Some(why),
+            };
+        }
+        drop(inner);
+        if again && let Err(e) = self.start() {
+            self.lock().end = Some(format!("it did not boot again: {e}"));
         }
         self.ended.notify_all();
     }
 
-    /// Waits until the machine is gone; false when the time is up first.
+    /// Waits until the body is gone; false when the time is up first.
     fn wait_end(&self, limit: Duration) -> bool {
         let deadline = Deadline::after(limit);
         let mut inner = self.lock();
-        while inner.machine.is_some() {
+        while inner.running.is_some() {
             let Some(left) = deadline.left() else { return false };
             inner = self.ended.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         true
     }
 
-    /// Runs `act` on the machine, which must be there.
-    fn with<T>(&self, act: impl FnOnce(&mut Machine) -> Result<T>) -> Result<T> {
-        match &mut self.lock().machine {
-            Some(machine) => act(machine),
+    /// Runs `act` on the body, which must be there.
+    fn with<T>(&self, act: impl FnOnce(&mut Running) -> Result<T>) -> Result<T> {
+        match &mut self.lock().running {
+            Some(running) => act(running),
             None => refuse(format!("{0} is off; `dyad lab start {0}` powers it on", self.name())),
         }
     }
 
-    /// Pulls the plug: what the guest did not flush may be lost.
+    /// The body, which must run and not stand still.
+    fn awake(&self, advice: &str) -> Result<Arc<dyn Body>> {
+        self.with(|r| match r.power {
+            Power::On => Ok(r.body.clone()),
+            Power::Paused | Power::ClockStopped | Power::Off => {
+                refuse(format!("{} is paused{advice}", self.name()))
+            }
+        })
+    }
+
+    /// Pulls the plug: what was not flushed may be lost.
     pub(crate) fn kill(&self) -> Result<()> {
-        self.with(|m| {
-            m.ending = true;
-            signal(m.pid, Signal::SIGKILL)
+        self.with(|r| {
+            r.ending = true;
+            r.body.kill()
         })?;
         if self.wait_end(KILL_WAIT) {
             return Ok(());
         }
         Err(LabError::Deadline {
-            what: format!("{}'s killed QEMU did not go", self.name()),
+            what: format!("{} was killed and did not go", self.name()),
             seconds: KILL_WAIT.as_secs(),
             next: "the host may be waiting for its disk; try again".into(),
         })
     }
 
-    /// Presses the power button and waits for the guest to power off.
+    /// Presses the power button and waits for the power-off.
     pub(crate) fn stop(&self) -> Result<()> {
-        let qmp = self.with(|m| match m.power {
-            Power::On => {
-                m.ending = true;
-                Ok(m.qmp.clone())
-            }
-            Power::Paused | Power::ClockStopped | Power::Off => {
-                refuse(format!("{0} is paused; `dyad lab resume {0}` first", self.name()))
-            }
+        let body = self.awake(&format!("; `dyad lab resume {}` first", self.name()))?;
+        self.with(|r| {
+            r.ending = true;
+            Ok(())
         })?;
-        qmp.execute("system_powerdown", json!({}))?;
+        body.press_power()?;
         if self.wait_end(STOP_WAIT) {
             return Ok(());
         }
         Err(LabError::Deadline {
             what: format!("{} did not power off", self.name()),
             seconds: STOP_WAIT.as_secs(),
-            next: format!(
-                "`dyad lab console {0}` shows why, `dyad lab kill {0}` pulls the plug",
-                self.name()
-            ),
+            next: format!("`dyad lab logs {0}` shows why, `dyad lab kill {0}` pulls the plug", self.name()),
         })
     }
 
-    /// Stalls the machine.
+    /// Stalls it.
     pub(crate) fn pause(&self, stop_clock: bool) -> Result<()> {
-        self.with(|m| {
-            match m.power {
-                Power::On => {}
-                Power::Paused | Power::ClockStopped | Power::Off => {
-                    return refuse(format!("{} is paused already", self.name()));
-                }
-            }
-            if stop_clock {
-                m.qmp.execute("stop", json!({}))?;
-                m.power = Power::ClockStopped;
-            } else {
-                signal(m.pid, Signal::SIGSTOP)?;
-                m.power = Power::Paused;
-            }
+        self.awake(" already")?;
+        self.with(|r| {
+            r.body.pause(stop_clock)?;
+            r.power = if stop_clock { Power::ClockStopped } else { Power::Paused };
             Ok(())
         })
     }
 
-    /// Lets a stalled machine run on.
+    /// Lets it run on.
     pub(crate) fn resume(&self) -> Result<()> {
-        self.with(|m| {
-            match m.power {
-                Power::Paused => signal(m.pid, Signal::SIGCONT)?,
-                Power::ClockStopped => m.qmp.execute("cont", json!({})).map(drop)?,
+        self.with(|r| {
+            match r.power {
+                Power::Paused | Power::ClockStopped => r.body.resume(r.power)?,
                 Power::On | Power::Off => return refuse(format!("{} is not paused", self.name())),
             }
-            m.power = Power::On;
+            r.power = Power::On;
             Ok(())
         })
     }
 
-    /// The console of the running machine.
+    /// The console of the running member.
     pub(crate) fn console(&self) -> Result<Arc<Console>> {
-        self.with(|m| Ok(m.console.clone()))
+        self.with(|r| match r.body.console() {
+            Some(console) => Ok(console.clone()),
+            None => {
+                refuse(format!("{0} has no console; `dyad lab logs {0}` shows what it said", self.name()))
+            }
+        })
     }
 
-    /// Asks the node's supervisor.
+    /// Asks the member's supervisor.
     pub(crate) fn call(&self, call: Call) -> Result<Value> {
-        let operator = self.with(|m| {
-            match m.power {
-                Power::On => {}
-                Power::Paused | Power::ClockStopped | Power::Off => {
-                    return refuse(format!("{} is paused", self.name()));
-                }
-            }
-            if !*m.agent_open.lock().unwrap_or_else(PoisonError::into_inner) {
-                return refuse(format!(
-                    "{}'s supervisor has not opened the port {OPERATOR_PORT} yet",
-                    self.name()
-                ));
-            }
-            Ok(m.operator.clone())
-        })?;
-        let mut operator = operator.lock().unwrap_or_else(PoisonError::into_inner);
-        let limit = match &call {
-            Call::Exec(exec) => CALL_WAIT + Duration::from_millis(exec.deadline_ms.into()),
-            _ => CALL_WAIT,
-        };
-        operator.socket.set_read_timeout(Some(limit)).doing("set a deadline on the operator's port")?;
-        match operator.client.call(call) {
-            Ok(answer) => Ok(answer),
-            Err(CallError::Io(e)) if e.kind() == std::io::ErrorKind::WouldBlock => Err(LabError::Deadline {
-                what: format!("{}'s supervisor did not answer", self.name()),
-                seconds: limit.as_secs(),
-                next: format!("`dyad lab logs {}` shows its console", self.name()),
-            }),
-            Err(e) => refuse(format!("{}: {e}", self.name())),
-        }
+        self.awake("")?.call(call)
     }
 
-    /// How the node is.
+    /// How it is.
     pub(crate) fn row(&self) -> Row {
         let name = self.name();
-        let cut_to = self.relay.with_fabric(|f| {
-            f.cuts().filter(|(from, _)| *from == name).map(|(_, to)| to.to_owned()).collect()
-        });
-        let inner = self.lock();
-        let machine = inner.machine.as_ref();
+        let (body, power, end) = {
+            let inner = self.lock();
+            let running = inner.running.as_ref();
+            (running.map(|r| r.body.clone()), running.map_or(Power::Off, |r| r.power), inner.end.clone())
+        };
         Row {
             name,
-            power: machine.map_or(Power::Off, |m| m.power),
-            pid: machine.map(|m| m.pid.as_raw()),
-            agent: machine.is_some_and(|m| *m.agent_open.lock().unwrap_or_else(PoisonError::into_inner)),
-            phases: machine.map(|m| m.console.phases()).unwrap_or_default(),
-            cut_to,
-            end: inner.end.clone(),
+            power,
+            pid: body.as_ref().map(|b| b.pid().as_raw()),
+            agent: power == Power::On && body.as_ref().is_some_and(|b| b.agent()),
+            phases: body.and_then(|b| b.console().map(|c| c.phases())).unwrap_or_default(),
+            end,
         }
     }
-}
-
-/// Sends a signal to a child that is not reaped yet: the caller holds the node's lock.
-fn signal(pid: Pid, signal: Signal) -> Result<()> {
-    kill(pid, signal).doing("signal QEMU")
 }

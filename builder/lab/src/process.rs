@@ -142,43 +142,60 @@ pub(crate) fn end(child: &mut Child) {
     let _ = child.wait();
 }
 
-/// Starts a child that dies with the calling thread's process. Call it from a thread that lives as long as the process:
-/// the kernel sends the death signal when the *thread* that started the child ends.
-///
-/// `passed` stay open in the child under their numbers.
-pub(crate) fn spawn_bound(
-    program: &Program,
-    args: &[OsString],
-    passed: &[OwnedFd],
-    log: &Path,
-) -> Result<Child> {
-    for fd in passed {
-        fcntl(fd.as_fd(), FcntlArg::F_SETFD(FdFlag::empty())).doing("let a child inherit a socket")?;
-    }
-    let log_file = append(log)?;
-    let mut launch = launcher();
-    launch.arg(getpid().to_string()).arg("--").arg(&program.file).args(&program.before).args(args);
-    launch.envs(program.env.iter().map(|(k, v)| (k, v)));
-    launch.stdin(Stdio::null()).stdout(log_file.try_clone().at("duplicate", log)?).stderr(log_file);
-    launch.spawn().at("execute", Path::new(SELF))
+/// A long-running program to start.
+pub(crate) struct Launch {
+    pub(crate) program: Program,
+    pub(crate) args: Vec<OsString>,
+    /// Its standard input; nothing without.
+    pub(crate) stdin: Option<OwnedFd>,
+    /// Stay open in the child under their numbers.
+    pub(crate) passed: Vec<OwnedFd>,
+    /// Gets standard output and error.
+    pub(crate) log: PathBuf,
 }
 
+impl Launch {
+    /// Starts a child that dies with the calling thread's process. Call it from a thread that lives as long as the
+    /// process: the kernel sends the death signal when the *thread* that started the child ends.
+    pub(crate) fn start(self) -> Result<Child> {
+        let Launch { program, args, stdin, passed, log } = self;
+        for fd in &passed {
+            fcntl(fd.as_fd(), FcntlArg::F_SETFD(FdFlag::empty())).doing("let a child inherit a socket")?;
+        }
+        let log_file = append(&log)?;
+        let mut launch = itself(&[crate::cli::LAUNCH]);
+        launch.arg(getpid().to_string()).arg("--").arg(&program.file).args(&program.before).args(args);
+        launch.envs(program.env.iter().map(|(k, v)| (k, v)));
+        launch.stdin(stdin.map_or_else(Stdio::null, Stdio::from));
+        launch.stdout(log_file.try_clone().at("duplicate", &log)?).stderr(log_file);
+        launch.spawn().at("execute", Path::new(SELF))
+    }
+}
+
+/// This program again with one of its hidden commands.
 #[allow(clippy::disallowed_methods, reason = "the lab's subprocess wrapper")]
-fn launcher() -> Command {
+fn itself(words: &[&str]) -> Command {
     let mut command = Command::new(SELF);
-    command.arg("lab").arg(crate::cli::LAUNCH);
+    command.arg("lab").args(words);
     command
 }
 
+/// Starts what becomes PID 1 of a container: as the first child of a process that made a namespace for the process ids of
+/// its children.
+pub(crate) fn spawn_inside(spec: &str, leash: OwnedFd, console: File) -> Result<Child> {
+    let error = console.try_clone().doing("duplicate a container's console")?;
+    let mut command = itself(&[crate::cli::INSIDE, spec]);
+    command.env_clear().env("container", "dyad").stdin(leash).stdout(console).stderr(error);
+    command.spawn().at("execute", Path::new(SELF))
+}
+
 /// Starts the daemon: this program again, with `leash` as its standard input and its words in `log`.
-#[allow(clippy::disallowed_methods, reason = "the lab's subprocess wrapper")]
 pub(crate) fn spawn_daemon(state: &Path, leash: OwnedFd, lock: &File, log: &Path) -> Result<Child> {
     // The lock's descriptor goes along, never closed: the lock holds until the daemon and all its children are gone.
     fcntl(lock.as_fd(), FcntlArg::F_SETFD(FdFlag::empty())).doing("let the daemon inherit the lock")?;
     let log_file = append(log)?;
-    let mut command = Command::new(SELF);
-    command.arg("lab").arg(crate::cli::DAEMON).arg("--state").arg(state);
-    command.stdin(leash).stdout(log_file.try_clone().at("duplicate", log)?).stderr(log_file);
+    let mut command = itself(&[crate::cli::DAEMON, "--state"]);
+    command.arg(state).stdin(leash).stdout(log_file.try_clone().at("duplicate", log)?).stderr(log_file);
     let child = command.spawn().at("execute", Path::new(SELF));
     fcntl(lock.as_fd(), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).doing("keep the lock from other children")?;
     child

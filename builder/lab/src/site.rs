@@ -8,48 +8,69 @@ use crate::topology::{LAN_PREFIX_V4, LAN_PREFIX_V6, Node, Role, mac_text};
 /// The database and its owner that the lab declares.
 const DATABASE: &str = "lab";
 
+/// How a node's links are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// Two by two in bonds. Emulated machines on a busy host fall silent for seconds: T = 15 s.
+    Bonded,
+    /// Each by itself, where the kernel is the host's and may know no bonds; `lan0` has the addresses.
+    Plain,
+}
+
 /// The site file of `node` in a lab of `count` nodes. Nodes go in pairs, because a site has one or two: a and b, c and d.
-pub(crate) fn text(node: Node, count: u8) -> String {
+pub(crate) fn text(node: Node, count: u8, shape: Shape) -> String {
     let first = node.0 / 2 * 2;
     let members: Vec<_> = Node::first(count).filter(|n| n.0 / 2 * 2 == first).collect();
+    let profile = match shape {
+        Shape::Bonded => "wan",
+        Shape::Plain => "lan",
+    };
     let mut out = format!(
         "# Written by `dyad lab up`.\n\
          cluster = \"{DATABASE}-{}\"\n\
-         # Emulated machines on a busy host fall silent for seconds: T = 15 s.\n\
-         profile = \"wan\"\n",
+         profile = \"{profile}\"\n",
         first / 2 + 1
     );
     for member in members {
-        node_tables(&mut out, member).expect("writing to a String does not fail");
+        node_tables(&mut out, member, shape).expect("writing to a String does not fail");
     }
-    let lan = [Role::Lan0.name(), Role::Lan1.name()];
-    let wires = [Role::Repl0.name(), Role::Repl1.name()];
-    write!(
-        out,
-        "\n[bonds.bond0]\nmode = \"active-backup\"\nmembers = {lan:?}\n\
-         \n[bonds.bond1]\nmode = \"802.3ad\"\nmembers = {wires:?}\n\
-         \n[postgresql.roles.{DATABASE}]\ncreate_db = true\n\
+    if shape == Shape::Bonded {
+        let lan = [Role::Lan0.name(), Role::Lan1.name()];
+        let wires = [Role::Repl0.name(), Role::Repl1.name()];
+        out += &format!(
+            "\n[bonds.bond0]\nmode = \"active-backup\"\nmembers = {lan:?}\n\
+             \n[bonds.bond1]\nmode = \"802.3ad\"\nmembers = {wires:?}\n"
+        );
+    }
+    out += &format!(
+        "\n[postgresql.roles.{DATABASE}]\ncreate_db = true\n\
          \n[postgresql.databases.{DATABASE}]\nowner = {DATABASE:?}\n"
-    )
-    .expect("writing to a String does not fail");
+    );
     out
 }
 
-fn node_tables(out: &mut String, node: Node) -> std::fmt::Result {
+fn node_tables(out: &mut String, node: Node, shape: Shape) -> std::fmt::Result {
     let name = node.name();
     writeln!(out, "\n[nodes.{name}.links]")?;
     for role in Role::ALL {
         writeln!(out, "{} = {{ mac = \"{}\" }}", role.name(), mac_text(node.mac(role)))?;
     }
     writeln!(out, "\n[nodes.{name}.addresses]")?;
-    writeln!(out, "bond0 = [\"{}/{LAN_PREFIX_V4}\", \"{}/{LAN_PREFIX_V6}\"]", node.lan_v4(), node.lan_v6())?;
-    writeln!(out, "bond1 = [\"{}/24\"]", replication(node))
+    let (lan, wires) = match shape {
+        Shape::Bonded => (Role::Lan0.bond(), vec![Role::Repl0.bond()]),
+        Shape::Plain => (Role::Lan0.name(), vec![Role::Repl0.name(), Role::Repl1.name()]),
+    };
+    writeln!(out, "{lan} = [\"{}/{LAN_PREFIX_V4}\", \"{}/{LAN_PREFIX_V6}\"]", node.lan_v4(), node.lan_v6())?;
+    for (network, wire) in (1..).zip(wires) {
+        writeln!(out, "{wire} = [\"{}/24\"]", replication(node, network))?;
+    }
+    Ok(())
 }
 
-/// The address on the back-to-back links: the LAN's number in a network of its own.
-fn replication(node: Node) -> Ipv4Addr {
+/// The address on a back-to-back link: the LAN's number in a network of its own.
+fn replication(node: Node, network: u8) -> Ipv4Addr {
     let [a, b, _, d] = node.lan_v4().octets();
-    Ipv4Addr::new(a, b, 1, d)
+    Ipv4Addr::new(a, b, network, d)
 }
 
 #[cfg(test)]
@@ -59,15 +80,18 @@ mod tests {
 
     use super::*;
 
-    fn parse(node: u8, count: u8) -> Site {
-        Site::parse(Source::new("site.toml", text(Node(node), count))).unwrap_or_else(|e| panic!("{e}"))
+    fn parse(node: u8, count: u8, shape: Shape) -> Site {
+        Site::parse(Source::new("site.toml", text(Node(node), count, shape)))
+            .unwrap_or_else(|e| panic!("{e}"))
     }
 
     #[test]
     fn every_node_of_every_lab_gets_a_site_that_the_appliance_accepts() {
         for count in 1..=8 {
             for node in Node::first(count) {
-                let site = parse(node.0, count);
+                let plain = parse(node.0, count, Shape::Plain);
+                assert_eq!((plain.profile, plain.bonds.len()), (Profile::Lan, 0));
+                let site = parse(node.0, count, Shape::Bonded);
                 assert_eq!(site.profile, Profile::Wan);
                 assert!(site.nodes.iter().any(|n| n.name == node.name()));
                 let mac = Mac(node.mac(Role::Repl1));
@@ -82,10 +106,13 @@ mod tests {
 
     #[test]
     fn a_pair_shares_one_site_and_a_third_node_stands_alone() {
-        assert_eq!(text(Node(0), 3), text(Node(1), 3));
-        assert_eq!(parse(0, 3).nodes.len(), 2);
-        assert_eq!(parse(2, 3).nodes.len(), 1);
-        assert_ne!(parse(0, 4).cluster, parse(2, 4).cluster);
-        assert!(text(Node(1), 2).contains("bond0 = [\"10.77.0.12/24\", \"fd77::12/64\"]"));
+        for shape in [Shape::Bonded, Shape::Plain] {
+            assert_eq!(text(Node(0), 3, shape), text(Node(1), 3, shape));
+            assert_eq!(parse(0, 3, shape).nodes.len(), 2);
+            assert_eq!(parse(2, 3, shape).nodes.len(), 1);
+            assert_ne!(parse(0, 4, shape).cluster, parse(2, 4, shape).cluster);
+        }
+        assert!(text(Node(1), 2, Shape::Bonded).contains("bond0 = [\"10.77.0.12/24\", \"fd77::12/64\"]"));
+        assert!(text(Node(1), 2, Shape::Plain).contains("repl1 = [\"10.77.2.12/24\"]"));
     }
 }

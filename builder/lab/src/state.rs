@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::{self, Deadline};
 use crate::error::{AtPath, LabError, Result, refuse};
-use crate::machine::Setup;
-use crate::topology::Node;
+use crate::topology::{Node, WITNESS};
+use crate::{container, machine};
 
 /// How long a new lab waits for the remains of a killed one to leave.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -29,8 +29,28 @@ pub(crate) struct LabFile {
     pub(crate) nodes: u8,
     /// Identity of the image that the disks were made from.
     pub(crate) image: String,
-    /// How machines are started.
-    pub(crate) setup: Setup,
+    /// What nodes are.
+    pub(crate) backend: BackendFile,
+    /// The witness' program; no witness without.
+    pub(crate) witness: Option<PathBuf>,
+}
+
+impl LabFile {
+    /// Names of the nodes and, if there is one, the witness.
+    pub(crate) fn members(&self) -> Vec<String> {
+        let witness = self.witness.iter().map(|_| WITNESS.to_owned());
+        Node::first(self.nodes).map(Node::name).chain(witness).collect()
+    }
+}
+
+/// How nodes are started.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum BackendFile {
+    /// As virtual machines.
+    Vm(Box<machine::Setup>),
+    /// As containers.
+    Container(container::Setup),
 }
 
 /// A state directory by its absolute path.
@@ -58,7 +78,8 @@ impl StateDir {
     pub(crate) fn create(&self, nodes: u8) -> Result<()> {
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
-        for dir in Node::first(nodes).map(|n| self.node(n)).chain([self.root.clone()]) {
+        let nodes = Node::first(nodes).map(|n| self.node(n));
+        for dir in nodes.chain([self.member(WITNESS), self.root.clone()]) {
             builder.create(&dir).at("create directory", &dir)?;
         }
         Ok(())
@@ -66,7 +87,17 @@ impl StateDir {
 
     /// A node's own directory.
     pub(crate) fn node(&self, node: Node) -> PathBuf {
-        self.nodes().join(node.name())
+        self.member(&node.name())
+    }
+
+    /// The directory of a node or the witness.
+    pub(crate) fn member(&self, name: &str) -> PathBuf {
+        self.nodes().join(name)
+    }
+
+    /// The unpacked image of a lab of containers.
+    pub(crate) fn container_root(&self) -> PathBuf {
+        self.root.join("root")
     }
 
     fn nodes(&self) -> PathBuf {
@@ -177,11 +208,9 @@ impl StateDir {
 
     /// Removes disks, logs and everything else that the lab made, but nothing that it did not make.
     pub(crate) fn remove_all(&self) -> Result<()> {
-        for dir in [self.nodes(), self.image_dir()] {
-            match fs::remove_dir_all(&dir) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).at("remove", &dir),
-                _ => {}
-            }
+        let root = self.container_root();
+        for dir in [&self.nodes(), &self.image_dir(), &root.with_extension("new"), &root] {
+            crate::root::remove(dir)?;
         }
         for file in ["lab.json", "lab.json.new", CONTROL, "daemon.log", "lock"] {
             remove_file(&self.root.join(file))?;

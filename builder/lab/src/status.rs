@@ -5,9 +5,10 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::commands::{machines, pretty, print};
-use crate::control::{Power, Request, Row, ask_for};
+use crate::control::{CutRow, Power, Request, Row, ask_for};
 use crate::error::Result;
 use crate::state::StateDir;
+use crate::topology::WITNESS;
 
 /// The lab's status: the nodes' own fields and how their machines are.
 #[derive(Debug, Serialize)]
@@ -17,6 +18,18 @@ pub(crate) struct LabStatus {
     nodes: Vec<LabNode>,
     resources: Vec<dyad_api::operator::ResourceRow>,
     vips: Vec<dyad_api::operator::VipRow>,
+    /// The witness; absent in a lab without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    witness: Option<LabWitness>,
+    cuts: Vec<CutRow>,
+}
+
+#[derive(Debug, Serialize)]
+struct LabWitness {
+    power: Power,
+    /// Why it is off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    end: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -25,25 +38,37 @@ struct LabNode {
     row: NodeRow,
     /// `off`, `on`, `paused` or `clock-stopped`.
     power: Power,
+    /// How far its boot is, as its console showed.
+    phase: String,
+}
+
+/// Asks everybody.
+pub(crate) fn look(state: &StateDir) -> Result<LabStatus> {
+    let mut rows = machines(state)?;
+    let cuts = ask_for(state, &Request::Cuts)?;
+    let witness = rows.iter().position(|row| row.name == WITNESS).map(|at| rows.remove(at));
+    let answers: Vec<_> = rows.iter().map(|row| observe(state, row)).collect();
+    let witness = witness.map(|row| LabWitness { power: row.power, end: row.end });
+    Ok(LabStatus { witness, cuts, ..combine(&rows, answers) })
 }
 
 /// Prints the status.
 pub(crate) fn show(state: &StateDir, as_json: bool) -> Result<()> {
-    let rows = machines(state)?;
-    let answers: Vec<_> = rows.iter().map(|row| observe(state, row)).collect();
-    let status = combine(&rows, answers);
+    let status = look(state)?;
     if as_json {
         return print(&pretty(&json!(status)));
     }
     let mut text = format!("{}: {}\n", word(&status.protection), status.reason);
-    for (node, row) in status.nodes.iter().zip(&rows) {
-        let phase = row.phases.last().map_or("", |p| p.name.as_str());
+    for node in &status.nodes {
         let up = if node.row.up { "up" } else { "not up" };
         let (name, role) = (&node.row.name, &node.row.role);
-        text += &format!("{name:8} {:14} {role:8} {up:7} {phase}\n", word(&node.power));
-        for to in &row.cut_to {
-            text += &format!("{:8} sends nothing to {to}: cut\n", "");
-        }
+        text += &format!("{name:8} {:14} {role:8} {up:7} {}\n", word(&node.power), node.phase);
+    }
+    if let Some(witness) = &status.witness {
+        text += &format!("{WITNESS:8} {}\n", word(&witness.power));
+    }
+    for cut in &status.cuts {
+        text += &format!("cut: nothing that {} sends reaches {}\n", cut.from, cut.to);
     }
     print(&text)
 }
@@ -75,6 +100,8 @@ fn combine(rows: &[Row], answers: Vec<std::result::Result<Status, String>>) -> L
         nodes: Vec::new(),
         resources: Vec::new(),
         vips: Vec::new(),
+        witness: None,
+        cuts: Vec::new(),
     };
     let mut reasons = Vec::new();
     for (row, answer) in rows.iter().zip(answers) {
@@ -99,7 +126,8 @@ fn combine(rows: &[Row], answers: Vec<std::result::Result<Status, String>>) -> L
                 silent
             }
         };
-        status.nodes.push(LabNode { row: node, power: row.power });
+        let phase = row.phases.last().map(|p| p.name.clone()).unwrap_or_default();
+        status.nodes.push(LabNode { row: node, power: row.power, phase });
     }
     status.reason = reasons.join("; ");
     status
@@ -121,8 +149,7 @@ mod tests {
     use super::*;
 
     fn row(name: &str, power: Power) -> Row {
-        let none = Vec::new();
-        Row { name: name.into(), power, pid: None, agent: true, phases: Vec::new(), cut_to: none, end: None }
+        Row { name: name.into(), power, pid: None, agent: true, phases: Vec::new(), end: None }
     }
 
     fn said(name: &str, protection: &str) -> Status {

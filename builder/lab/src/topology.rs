@@ -2,6 +2,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use crate::switch::fabric::Link;
+
 /// The most nodes a lab may have.
 pub(crate) const NODES_MAX: u8 = 8;
 /// Owner name of the port that the lab's own network namespace has on the LAN.
@@ -14,6 +16,14 @@ pub(crate) const HOST_V6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1);
 pub(crate) const LAN_PREFIX_V4: u8 = 24;
 /// Prefix length of the LAN's IPv6 network.
 pub(crate) const LAN_PREFIX_V6: u8 = 64;
+/// Name of the witness.
+pub(crate) const WITNESS: &str = "witness";
+/// The witness' address on the LAN.
+pub(crate) const WITNESS_V4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
+/// The witness' IPv6 address on the LAN.
+pub(crate) const WITNESS_V6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2);
+/// The witness' MAC address.
+pub(crate) const WITNESS_MAC: [u8; 6] = [0x02, 0x64, 0x79, 0xff, 0x00, 0x02];
 /// The host port's MAC address.
 pub(crate) const HOST_MAC: [u8; 6] = [0x02, 0x64, 0x79, 0xff, 0x00, 0x01];
 
@@ -41,6 +51,14 @@ impl Role {
             Role::Lan1 => "lan1",
             Role::Repl0 => "repl0",
             Role::Repl1 => "repl1",
+        }
+    }
+
+    /// The bond that the site file makes of it and its twin.
+    pub(crate) fn bond(self) -> &'static str {
+        match self {
+            Role::Lan0 | Role::Lan1 => "bond0",
+            Role::Repl0 | Role::Repl1 => "bond1",
         }
     }
 
@@ -84,8 +102,13 @@ impl Node {
         Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x11 + u16::from(self.0))
     }
 
+    /// What a NIC hangs on.
+    pub(crate) fn link(self, role: Role) -> Link {
+        self.wire(role).map_or(Link::Lan, Link::Wire)
+    }
+
     /// The wire a replication NIC hangs on. Nodes are wired in pairs (a-b, c-d), `repl0` to `repl0`, `repl1` to `repl1`.
-    pub(crate) fn wire(self, role: Role) -> Option<u32> {
+    fn wire(self, role: Role) -> Option<u32> {
         let pair = u32::from(self.0 / 2) * 2;
         match role {
             Role::Lan0 | Role::Lan1 => None,
@@ -93,6 +116,11 @@ impl Node {
             Role::Repl1 => Some(pair + 1),
         }
     }
+}
+
+/// The lab's own interface behind a member's NIC. The longest (`node-a-repl0`) fits the kernel's 15 characters.
+pub(crate) fn port_name(owner: &str, nic: &str) -> String {
+    format!("{owner}-{nic}")
 }
 
 /// A MAC address in its usual form.

@@ -1,42 +1,39 @@
-//! `lab up`: image, disks, daemon, machines, and the wait until every node answers SQL.
+//! `lab up`: image, disks or directories, daemon, members.
 
-use std::collections::HashMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use dyad_spec::{Source, site::Site};
 
-use crate::accel;
-use crate::cli::UpArgs;
-use crate::clock::{self, Deadline};
-use crate::commands::{BuiltImage, LabEnv, credentials, machines};
-use crate::control::{Power, Request, Row, ask};
+use crate::cli::{Backend, UpArgs};
+use crate::commands::{BuiltImage, LabEnv, machines};
+use crate::control::{Power, Request, ask};
 use crate::error::{AtPath, Doing, LabError, Result, refuse};
 use crate::esp::SITE_PATH;
+use crate::firmware::Firmware;
+use crate::idmap::{Grant, MAP_ME, MAPPED};
+use crate::inside::hear;
 use crate::machine::Setup;
 use crate::process::{Program, spawn_daemon};
-use crate::state::{LabFile, StateDir};
+use crate::site::Shape;
+use crate::state::{BackendFile, LabFile, StateDir};
 use crate::topology::Node;
-use crate::{daemon, disk, site, status, tools};
+use crate::{accel, cgroup, clock, container, daemon, disk, root, site, status, tools, wait};
 
-/// How long nodes may take to answer SQL: a first boot under TCG on a busy host makes file systems and a database.
-const SQL_WAIT: Duration = Duration::from_secs(600);
-const SQL_POLL: Duration = Duration::from_millis(250);
-/// How long the test query may take.
-const QUERY_WAIT: Duration = Duration::from_secs(30);
-/// How long the daemon may take to listen.
-const DAEMON_WAIT: Duration = Duration::from_secs(20);
-/// How much of a console is shown when its machine ended.
-const TAIL_LINES: usize = 15;
+/// How long the daemon may take to listen; it may have a root to unpack.
+const DAEMON_WAIT: Duration = Duration::from_secs(120);
 
 /// Progress lines with the time since `up` began, on standard error.
-struct Progress(Instant);
+pub(crate) struct Progress(Instant);
 
 impl Progress {
-    fn say(&self, text: &str) {
+    /// Says one line.
+    pub(crate) fn say(&self, text: &str) {
         eprintln!("[{:6.1} s] {text}", (clock::now() - self.0).as_secs_f64());
     }
 }
@@ -57,7 +54,7 @@ pub(crate) fn up(state: &StateDir, args: &UpArgs, env: &LabEnv) -> Result<()> {
         progress.say(&format!("{}: powered on", row.name));
     }
     if !args.no_wait {
-        wait_for_sql(state, &progress)?;
+        wait::wait_for_sql(state, &progress)?;
     }
     if let Some(leash) = leash {
         writeln!(&leash, "{}", daemon::RELEASE).doing("tell the daemon to stay")?;
@@ -77,30 +74,21 @@ fn go_on(args: &UpArgs) {
 /// Everything up to a daemon that listens. As long as `up` holds the returned leash unreleased, its end ends the lab.
 fn begin(state: &StateDir, args: &UpArgs, env: &LabEnv, progress: &Progress) -> Result<UnixStream> {
     let sites = Sites::choose(args)?;
-    let say = |text: &str| progress.say(text);
-    let (qemu, firmware) = (tools::qemu(&say)?, tools::firmware(&say)?);
+    let witness = witness(args)?;
+    let host = Host::ready(args, &|text| progress.say(text))?;
     if !args.no_wait {
         // Needed at the end; had now, so that a missing one is told before anything is built.
-        tools::psql(&say)?;
+        tools::psql(&|text| progress.say(text))?;
     }
     state.create(args.nodes)?;
     let lock = state.lock()?;
     let before = state.load()?;
     let image = image(state, args, env, progress)?;
-    let accel = match args.accel {
-        Some(accel) => accel,
-        None => accel::choose(&qemu, &firmware),
+    let grant = host.grant();
+    let (backend, kept) = match host {
+        Host::Vm { qemu, firmware } => machines_ready(state, args, &image, &sites, qemu, firmware, progress)?,
+        Host::Container { nft, grant } => containers_ready(state, args, &image, &sites, nft, &grant)?,
     };
-    let setup = Setup {
-        qemu: qemu.program,
-        share: qemu.share,
-        firmware_code: firmware.code,
-        firmware_vars: firmware.vars,
-        accel,
-        memory_mib: args.memory,
-        cpus: args.cpus,
-    };
-    let kept = disks(state, args, &image, &setup, &sites)?;
     let id = match before {
         Some(before) if kept > 0 => {
             if before.image != image.id {
@@ -113,12 +101,107 @@ fn begin(state: &StateDir, args: &UpArgs, env: &LabEnv, progress: &Progress) -> 
         }
         _ => image.id,
     };
-    state.save(&LabFile { nodes: args.nodes, image: id, setup })?;
-    progress.say(&format!("{} disks ready, {kept} of them kept; processors: {}", args.nodes, accel.name()));
-    let leash = start_daemon(state, &lock);
+    state.save(&LabFile { nodes: args.nodes, image: id, backend, witness })?;
+    let leash = start_daemon(state, &lock, grant.as_ref());
     // Dropping it would unlock the daemon's inherited copy too; closed at the end of this process it stays locked there.
     std::mem::forget(lock);
+    if leash.is_ok() {
+        progress.say(&format!("{} nodes ready, {kept} of them kept", args.nodes));
+    }
     leash
+}
+
+/// What a backend needs of this host, found before anything is built.
+enum Host {
+    Vm { qemu: tools::Qemu, firmware: Firmware },
+    Container { nft: Program, grant: Grant },
+}
+
+impl Host {
+    fn ready(args: &UpArgs, say: &dyn Fn(&str)) -> Result<Self> {
+        match args.backend {
+            Backend::Vm => Ok(Host::Vm { qemu: tools::qemu(say)?, firmware: tools::firmware(say)? }),
+            Backend::Container => {
+                let grant = Grant::find()?;
+                Ok(Host::Container { nft: tools::nft(say)?, grant })
+            }
+        }
+    }
+
+    fn grant(&self) -> Option<Grant> {
+        match self {
+            Host::Vm { .. } => None,
+            Host::Container { grant, .. } => Some(grant.clone()),
+        }
+    }
+}
+
+fn machines_ready(
+    state: &StateDir,
+    args: &UpArgs,
+    image: &BuiltImage,
+    sites: &Sites,
+    qemu: tools::Qemu,
+    firmware: Firmware,
+    progress: &Progress,
+) -> Result<(BackendFile, usize)> {
+    let accel = match args.accel {
+        Some(accel) => accel,
+        None => accel::choose(&qemu, &firmware),
+    };
+    progress.say(&format!("processors: {}", accel.name()));
+    let setup = Setup {
+        qemu: qemu.program,
+        share: qemu.share,
+        firmware_code: firmware.code,
+        firmware_vars: firmware.vars,
+        accel,
+        memory_mib: args.memory,
+        cpus: args.cpus,
+    };
+    let kept = disks(state, args, image, &setup, sites)?;
+    Ok((BackendFile::Vm(Box::new(setup)), kept))
+}
+
+/// Makes the directories that a container's PID 1 finds as its file systems. Returns how many were there already.
+fn containers_ready(
+    state: &StateDir,
+    args: &UpArgs,
+    image: &BuiltImage,
+    sites: &Sites,
+    nft: Program,
+    grant: &Grant,
+) -> Result<(BackendFile, usize)> {
+    let mut kept = 0;
+    for node in Node::first(args.nodes) {
+        let dir = state.node(node);
+        if dir.join("data").exists() {
+            kept += 1;
+            continue;
+        }
+        let site = dir.join("efi").join(SITE_PATH);
+        let parent = site.parent().unwrap_or(&dir);
+        for dir in [parent, &dir.join("state"), &dir.join("data")] {
+            fs::create_dir_all(dir).at("create directory", dir)?;
+            // The state directory lets nobody else in; in the container others must get through.
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).at("set the mode of", dir)?;
+        }
+        if let Some(text) = sites.of(node, args.nodes, Shape::Plain) {
+            fs::write(&site, text).at("write", &site)?;
+        }
+    }
+    if kept == 0 {
+        root::remove(&state.container_root())?;
+    }
+    let cgroup = cgroup::of_lab(&grant.cgroups, state.root());
+    let image = std::path::absolute(&image.raw).at("make absolute", &image.raw)?;
+    Ok((BackendFile::Container(container::Setup { nft, cgroup, image }), kept))
+}
+
+/// The witness' program, which must be there.
+fn witness(args: &UpArgs) -> Result<Option<PathBuf>> {
+    let Some(program) = &args.witness else { return Ok(None) };
+    fs::canonicalize(program).at("find the witness' program", program).map(Some)
 }
 
 fn image(state: &StateDir, args: &UpArgs, env: &LabEnv, progress: &Progress) -> Result<BuiltImage> {
@@ -155,6 +238,15 @@ impl Sites {
             Err(e) => refuse(format!("the site file is not accepted\n{e}")),
         }
     }
+
+    /// The site file of a node.
+    fn of(&self, node: Node, count: u8, shape: Shape) -> Option<String> {
+        match self {
+            Sites::None => None,
+            Sites::Given(text) => Some(text.clone()),
+            Sites::Own => Some(site::text(node, count, shape)),
+        }
+    }
 }
 
 /// Makes the disks and variable stores that are missing. Returns how many disks were there already.
@@ -170,107 +262,37 @@ fn disks(state: &StateDir, args: &UpArgs, image: &BuiltImage, setup: &Setup, sit
         if state.disk(node).exists() {
             kept += 1;
         } else {
-            let files = match sites {
-                Sites::None => Vec::new(),
-                Sites::Given(text) => vec![(SITE_PATH.to_owned(), text.clone().into())],
-                Sites::Own => vec![(SITE_PATH.to_owned(), site::text(node, args.nodes).into())],
-            };
+            let site = sites.of(node, args.nodes, Shape::Bonded);
+            let files: Vec<_> = site.map(|text| (SITE_PATH.to_owned(), text.into())).into_iter().collect();
             disk::make(&image.raw, &state.disk(node), u64::from(args.disk) << 30, &files)?;
         }
     }
     Ok(kept)
 }
 
-fn start_daemon(state: &StateDir, lock: &fs::File) -> Result<UnixStream> {
+/// `grant`: what the daemon of a lab of containers gets as soon as it has its user namespace.
+fn start_daemon(state: &StateDir, lock: &fs::File, grant: Option<&Grant>) -> Result<UnixStream> {
     let (ours, theirs) = UnixStream::pair().doing("make the daemon's leash")?;
     let log = state.daemon_log();
     let mut child = spawn_daemon(state.root(), OwnedFd::from(theirs), lock, &log)?;
     ours.set_read_timeout(Some(DAEMON_WAIT)).doing("set a deadline on the daemon")?;
-    let mut said = String::new();
-    // An error leaves `said` empty, which is the failure told below.
-    let _ = BufReader::new(&ours).read_line(&mut said);
-    match said.trim_end() {
+    // An error leaves nothing said, which is the failure told below.
+    let mut said = hear(&ours).unwrap_or_default();
+    if let (MAP_ME, Some(grant)) = (said.as_str(), grant) {
+        if let Err(e) = grant.apply(child.id()) {
+            crate::process::end(&mut child);
+            return Err(e);
+        }
+        let mut leash = &ours;
+        writeln!(leash, "{MAPPED}").doing("tell the daemon of its users")?;
+        said = hear(&ours).unwrap_or_default();
+    }
+    match said.as_str() {
         daemon::READY => Ok(ours),
         "" => {
             crate::process::end(&mut child);
             refuse(format!("the lab's daemon did not start; see {}", log.display()))
         }
         reason => refuse(reason),
-    }
-}
-
-fn wait_for_sql(state: &StateDir, progress: &Progress) -> Result<()> {
-    let deadline = Deadline::after(SQL_WAIT);
-    let mut seen: HashMap<String, usize> = HashMap::new();
-    let mut serving: Vec<String> = Vec::new();
-    let mut last = String::from("no supervisor has answered");
-    loop {
-        let rows = machines(state)?;
-        for row in &rows {
-            tell_phases(row, &mut seen, progress);
-            if row.power == Power::Off {
-                return ended(state, row);
-            }
-            if !row.agent || serving.contains(&row.name) {
-                continue;
-            }
-            match answers_sql(state, &row.name) {
-                Ok(answer) => {
-                    progress.say(&format!("{}: `select 1` answers {answer}", row.name));
-                    serving.push(row.name.clone());
-                }
-                Err(e) => last = e.to_string(),
-            }
-        }
-        if serving.len() == rows.len() {
-            return Ok(());
-        }
-        if deadline.left().is_none() {
-            let silent: Vec<_> =
-                rows.iter().filter(|r| !serving.contains(&r.name)).map(|r| r.name.as_str()).collect();
-            return Err(LabError::Deadline {
-                what: format!("{} did not answer SQL ({last})", silent.join(" and ")),
-                seconds: SQL_WAIT.as_secs(),
-                next: "the lab was ended; `dyad lab up --no-wait` and `dyad lab console` show the boot"
-                    .into(),
-            });
-        }
-        clock::pause(SQL_POLL);
-    }
-}
-
-fn tell_phases(row: &Row, seen: &mut HashMap<String, usize>, progress: &Progress) {
-    let told = seen.entry(row.name.clone()).or_default();
-    // Fewer than before: the machine was reset and boots anew.
-    if row.phases.len() < *told {
-        progress.say(&format!("{}: boots again", row.name));
-        *told = 0;
-    }
-    for phase in &row.phases[*told..] {
-        progress.say(&format!("{}: {} after {:.1} s", row.name, phase.name, phase.seconds));
-    }
-    *told = row.phases.len();
-}
-
-fn ended(state: &StateDir, row: &Row) -> Result<()> {
-    let why = row.end.as_deref().unwrap_or("it was killed");
-    let node = Node::first(crate::topology::NODES_MAX).find(|n| n.name() == row.name);
-    let log = node.and_then(|n| fs::read(state.node(n).join("serial.log")).ok()).unwrap_or_default();
-    let text = String::from_utf8_lossy(&log);
-    let lines: Vec<_> = text.lines().collect();
-    let tail = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n");
-    refuse(format!("{} went off before it answered SQL: {why}. Its console ended with:\n{tail}", row.name))
-}
-
-/// Asks as a user would, through `lab psql`: a process of its own, because entering namespaces is for one thread only.
-fn answers_sql(state: &StateDir, node: &str) -> Result<String> {
-    // Cheaper than a process for as long as the database is not there.
-    credentials(state, node)?;
-    let root = state.root().to_string_lossy().into_owned();
-    let args = ["lab", "--state", &root, "psql", "--node", node, "--", "-X", "-A", "-t", "-c", "select 1"];
-    let answer = Program::itself().output(&args, &[], QUERY_WAIT)?;
-    match answer.trim() {
-        "1" => Ok("1".into()),
-        other => refuse(format!("`select 1` answered {other:?}")),
     }
 }

@@ -36,6 +36,7 @@ pub(crate) struct Fabric {
     ports: BTreeMap<PortId, Port>,
     table: HashMap<[u8; 6], (PortId, Duration)>,
     cuts: BTreeSet<(Arc<str>, Arc<str>)>,
+    silent: BTreeSet<Arc<str>>,
     next: PortId,
 }
 
@@ -53,19 +54,15 @@ impl Fabric {
         self.table.retain(|_, (p, _)| *p != port);
     }
 
-    /// Drops every frame from `from` to `to`, on all links.
-    pub(crate) fn cut(&mut self, from: &str, to: &str) {
-        self.cuts.insert((Arc::from(from), Arc::from(to)));
+    /// Replaces all cuts. A cut drops every frame from the first owner to the second, on all links.
+    pub(crate) fn set_cuts<'a>(&mut self, cuts: impl Iterator<Item = (&'a str, &'a str)>) {
+        self.cuts = cuts.map(|(from, to)| (Arc::from(from), Arc::from(to))).collect();
     }
 
-    /// Undoes the cut of one direction, if there is one.
-    pub(crate) fn heal(&mut self, from: &str, to: &str) {
-        self.cuts.remove(&(Arc::from(from), Arc::from(to)));
-    }
-
-    /// Undoes all cuts.
-    pub(crate) fn heal_all(&mut self) {
-        self.cuts.clear();
+    /// Drops every frame from and to an owner, or no longer.
+    pub(crate) fn silence(&mut self, owner: &str, silent: bool) {
+        self.silent.remove(owner);
+        self.silent.extend(silent.then(|| Arc::from(owner)));
     }
 
     /// The cuts in force as (from, to).
@@ -92,8 +89,11 @@ impl Fabric {
                 self.lan_targets(from, to, now, out);
             }
         }
+        let owner = &self.ports[&from].owner;
+        if !self.silent.is_empty() {
+            out.retain(|id| ![owner, &self.ports[id].owner].iter().any(|o| self.silent.contains(*o)));
+        }
         if !self.cuts.is_empty() {
-            let owner = &self.ports[&from].owner;
             out.retain(|id| !self.cuts.contains(&(owner.clone(), self.ports[id].owner.clone())));
         }
     }
@@ -217,15 +217,23 @@ mod tests {
     #[test]
     fn cuts_are_directed_and_cover_every_link() {
         let mut l = lab();
-        l.fabric.cut("node-a", "node-b");
+        l.fabric.set_cuts([("node-a", "node-b")].into_iter());
         assert_eq!(l.sent(l.a[0], &frame(ALL, A0), 0), [l.a[1], l.host]);
         assert_eq!(l.sent(l.wire[0], &frame(ALL, A0), 0), NOBODY);
         assert_eq!(l.sent(l.wire[1], &frame(ALL, B0), 0), [l.wire[0]], "the other direction is open");
         assert_eq!(l.sent(l.b, &frame(A0, B0), 0), [l.a[0]]);
         assert_eq!(l.fabric.cuts().collect::<Vec<_>>(), [("node-a", "node-b")]);
-        l.fabric.heal("node-b", "node-a");
-        assert_eq!(l.sent(l.wire[0], &frame(ALL, A0), 0), NOBODY, "the other direction was healed");
-        l.fabric.heal("node-a", "node-b");
+        l.fabric.set_cuts([].into_iter());
+        assert_eq!(l.sent(l.wire[0], &frame(ALL, A0), 0), [l.wire[1]]);
+    }
+
+    #[test]
+    fn a_silent_owner_neither_speaks_nor_hears() {
+        let mut l = lab();
+        l.fabric.silence("node-a", true);
+        assert_eq!(l.sent(l.a[0], &frame(ALL, A0), 0), NOBODY);
+        assert_eq!(l.sent(l.host, &frame(ALL, B0), 0), [l.b]);
+        l.fabric.silence("node-a", false);
         assert_eq!(l.sent(l.wire[0], &frame(ALL, A0), 0), [l.wire[1]]);
     }
 

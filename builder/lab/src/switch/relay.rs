@@ -30,14 +30,14 @@ const STOP: u64 = 0;
 /// The far end of a port.
 enum End {
     Nic(UnixDatagram),
-    Host(OwnedFd),
+    Kernel(OwnedFd),
 }
 
 impl End {
     fn fd(&self) -> BorrowedFd<'_> {
         match self {
             End::Nic(socket) => socket.as_fd(),
-            End::Host(socket) => socket.as_fd(),
+            End::Kernel(socket) => socket.as_fd(),
         }
     }
 }
@@ -82,7 +82,12 @@ impl Relay {
 
     /// Plugs the packet socket of the host's port into the LAN.
     pub(crate) fn plug_host(&self, owner: &str, socket: OwnedFd) -> Result<PortId> {
-        self.plug(owner, Link::Lan, End::Host(socket))
+        self.plug_packet(owner, Link::Lan, socket)
+    }
+
+    /// Plugs in a packet socket on one end of a veth pair.
+    pub(crate) fn plug_packet(&self, owner: &str, link: Link, socket: OwnedFd) -> Result<PortId> {
+        self.plug(owner, link, End::Kernel(socket))
     }
 
     fn plug(&self, owner: &str, link: Link, end: End) -> Result<PortId> {
@@ -169,7 +174,7 @@ fn drain(shared: &Shared, port: PortId, frame: &mut [u8], targets: &mut Vec<Port
             }
         };
         let frame = &mut frame[..length];
-        if matches!(*end, End::Host(_)) {
+        if matches!(*end, End::Kernel(_)) {
             checksum::complete(frame);
         }
         let mut state = shared.lock();
@@ -216,10 +221,10 @@ mod tests {
         }
         assert_eq!(hear(&wire), None, "the LAN does not leak into a wire");
 
-        relay.with_fabric(|f| f.cut("node-a", "node-b"));
+        relay.with_fabric(|f| f.set_cuts([("node-a", "node-b")].into_iter()));
         a.send(&frame).unwrap();
         assert_eq!(hear(&b), None);
-        relay.with_fabric(Fabric::heal_all);
+        relay.with_fabric(|f| f.set_cuts([].into_iter()));
         a.send(&frame).unwrap();
         assert_eq!(hear(&b), Some(frame));
     }

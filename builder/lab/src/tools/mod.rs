@@ -12,7 +12,7 @@ use crate::error::{LabError, Result, refuse};
 use crate::firmware::{self, Firmware};
 use crate::process::{Program, on_host};
 use root::Root;
-use sets::{FIRMWARE, PSQL, QEMU, Set};
+use sets::{FIRMWARE, NFT, PSQL, QEMU, Set};
 
 /// `packages` makes every tool come from packages, even where the host has it.
 const VARIABLE: &str = "DYAD_LAB_TOOLS";
@@ -76,6 +76,15 @@ pub(crate) fn psql(say: &dyn Fn(&str)) -> Result<Psql> {
     // The package's /usr/bin/psql is a wrapper in Perl; this is the program.
     let file = root.file(&format!("usr/lib/postgresql/{}/bin/psql", sets::POSTGRESQL))?;
     Ok(Psql { program: root.program(file)?, fresh: root.fresh() })
+}
+
+/// The packet filter's program.
+pub(crate) fn nft(say: &dyn Fn(&str)) -> Result<Program> {
+    if let (true, Some(file)) = (host_counts()?, on_host("nft")) {
+        return Ok(Program::host(file));
+    }
+    let root = Root::obtain(NFT, say)?;
+    root.program(root.file("usr/sbin/nft")?)
 }
 
 /// Unpacks these packages with what they need, without their maintainer scripts, and returns the root directory: at once

@@ -35,6 +35,9 @@ pub(super) const PSQL: Set<'static> = Set {
     omitted: &["postgresql-client-common", "sensible-utils", "debconf", "gcc-12-base", "adduser"],
 };
 
+/// The packet filter's program.
+pub(super) const NFT: Set<'static> = Set { name: "nftables", packages: &["nftables"], omitted: NEVER_NEEDED };
+
 /// Left out of any set that a caller names: what asks, configures or starts things when packages are installed.
 pub(super) const NEVER_NEEDED: &[&str] = &[
     "adduser",

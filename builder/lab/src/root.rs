@@ -1,0 +1,91 @@
+//! The root of a lab of containers: the image's own root file system, unpacked once and shown read-only to every node.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{PermissionsExt, lchown, symlink};
+use std::path::{Path, PathBuf};
+
+use dyad_formats::squashfs::Reader;
+use dyad_formats::tree::{Inode, InodeId, Kind, Tree};
+use dyad_gpt::types;
+
+use crate::error::{AtPath, Result, refuse};
+use crate::partition::Part;
+
+/// The most that the files of a root may have together: it is held in memory while it is unpacked.
+const BYTES_MAX: u64 = 4 << 30;
+
+/// Unpacks the root of a disk image to `root`, in the place of an earlier one. Owners are those of the image, so this runs
+/// in the lab's user namespace. Half a root never stands under the final name.
+pub(crate) fn unpack(image: &Path, root: &Path) -> Result<()> {
+    let tree = read(image)?;
+    let fresh = root.with_extension("new");
+    for dir in [&fresh, &root.to_path_buf()] {
+        remove(dir)?;
+    }
+    fs::create_dir(&fresh).at("create directory", &fresh)?;
+    let mut first: HashMap<InodeId, PathBuf> = HashMap::new();
+    for (path, id, inode) in tree.iter() {
+        let place = fresh.join(OsStr::from_bytes(path.strip_prefix(b"/").unwrap_or(path)));
+        match first.get(&id) {
+            Some(original) => fs::hard_link(original, &place).at("link", &place)?,
+            None => {
+                lay(inode, &place)?;
+                first.insert(id, place);
+            }
+        }
+    }
+    fs::rename(&fresh, root).at("rename into place", root)
+}
+
+/// Removes a directory tree that may be missing.
+pub(crate) fn remove(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).at("remove", dir),
+        _ => Ok(()),
+    }
+}
+
+fn read(image: &Path) -> Result<Tree> {
+    let part = match Part::open(image, types::ROOT_X86_64).at("read", image)? {
+        Ok(part) => part,
+        Err(why) => return refuse(format!("{}: cannot find its root partition: {why}", image.display())),
+    };
+    let tree = Reader::open(part).and_then(|mut reader| reader.tree("image", BYTES_MAX));
+    match tree {
+        Ok(tree) => Ok(tree),
+        Err(e) => refuse(format!("{}: cannot read its root partition: {e}", image.display())),
+    }
+}
+
+fn lay(inode: &Inode, place: &Path) -> Result<()> {
+    let meta = &inode.meta;
+    match &inode.kind {
+        // The root itself is there already.
+        Kind::Dir if place.is_dir() => {}
+        Kind::Dir => fs::create_dir(place).at("create directory", place)?,
+        Kind::File(content) => fs::write(place, content).at("write", place)?,
+        Kind::Symlink(target) => {
+            symlink(OsStr::from_bytes(target), place).at("make the link", place)?;
+            return lchown(place, Some(meta.uid), Some(meta.gid)).at("set the owner of", place);
+        }
+        Kind::Char(..) | Kind::Block(..) | Kind::Fifo | Kind::Socket => {
+            return refuse(format!(
+                "the image's root has a device node, pipe or socket at {}; a container's root has none",
+                place.display()
+            ));
+        }
+    }
+    // A change of owner clears set-id bits and capabilities: they come after it.
+    lchown(place, Some(meta.uid), Some(meta.gid)).at("set the owner of", place)?;
+    let mode = fs::Permissions::from_mode(u32::from(meta.mode));
+    fs::set_permissions(place, mode).at("set the mode of", place)?;
+    for (name, value) in &meta.xattrs {
+        rustix::fs::lsetxattr(place, OsStr::from_bytes(name), value, rustix::fs::XattrFlags::empty())
+            .at("set an extended attribute of", place)?;
+    }
+    Ok(())
+}
