@@ -5,6 +5,8 @@
 //! turn, with a limit on everything. Whatever goes wrong on the asking side means one thing: the outcome is [`Unknown`].
 
 pub mod client;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod frame;
 pub mod identity;
 pub mod link;

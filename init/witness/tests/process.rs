@@ -129,6 +129,42 @@ async fn a_lost_answer_to_an_enrolment_is_asked_for_again() {
     assert_eq!(witness.status().codes_open, 0);
 }
 
+/// Messages of another time, each with the name under which it is refused.
+fn replays(a: &Member) -> [(ToArbiter, Refusal); 5] {
+    let boot = a.boot;
+    let old_run = Incarnation(a.incarnation.unwrap().0 ^ 1);
+    [
+        (ToArbiter::Renew { boot, incarnation: old_run, sequence: 1 }, Refusal::Incarnation),
+        (ToArbiter::Hello { boot, incarnation: Some(old_run), mirror: Some(vec![]) }, Refusal::Incarnation),
+        (
+            ToArbiter::Hello {
+                boot: BootId { count: 0, nonce: 0 },
+                incarnation: a.incarnation,
+                mirror: Some(vec![]),
+            },
+            Refusal::Boot,
+        ),
+        (
+            ToArbiter::Batch {
+                boot,
+                incarnation: a.incarnation.unwrap(),
+                request: RequestId(4),
+                items: cas(1, Change::Resume),
+            },
+            Refusal::Request,
+        ),
+        (
+            ToArbiter::Batch {
+                boot,
+                incarnation: a.incarnation.unwrap(),
+                request: RequestId(6),
+                items: vec![cas(1, Change::Resume)[0]; 65],
+            },
+            Refusal::TooLarge,
+        ),
+    ]
+}
+
 /// Each of these is refused by its name, and the state on disk is what it was.
 #[tokio::test]
 async fn bad_calls_are_named_and_change_nothing() {
@@ -165,40 +201,8 @@ async fn bad_calls_are_named_and_change_nothing() {
     let wrong_code = Code::draw().secret();
     assert_eq!(refused(a.enroll(&wrong_code, witness.address).await.unwrap()), Refused::Code);
 
-    let boot = a.boot;
-    let old_run = Incarnation(a.incarnation.unwrap().0 ^ 1);
-    let replays = [
-        (ToArbiter::Renew { boot, incarnation: old_run, sequence: 1 }, Refusal::Incarnation),
-        (ToArbiter::Hello { boot, incarnation: Some(old_run), mirror: Some(vec![]) }, Refusal::Incarnation),
-        (
-            ToArbiter::Hello {
-                boot: BootId { count: 0, nonce: 0 },
-                incarnation: a.incarnation,
-                mirror: Some(vec![]),
-            },
-            Refusal::Boot,
-        ),
-        (
-            ToArbiter::Batch {
-                boot,
-                incarnation: a.incarnation.unwrap(),
-                request: RequestId(4),
-                items: cas(1, Change::Resume),
-            },
-            Refusal::Request,
-        ),
-        (
-            ToArbiter::Batch {
-                boot,
-                incarnation: a.incarnation.unwrap(),
-                request: RequestId(6),
-                items: vec![cas(1, Change::Resume)[0]; 65],
-            },
-            Refusal::TooLarge,
-        ),
-    ];
     let incarnation = a.incarnation;
-    for (message, refusal) in replays {
+    for (message, refusal) in replays(&a) {
         assert_eq!(a.ask(message).await.answer, Answer::Refused(refusal));
         assert_eq!(a.incarnation, incarnation);
     }

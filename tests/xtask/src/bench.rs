@@ -1,5 +1,7 @@
 //! `cargo xtask bench NAME`: measurements that are made side by side in one run and reported as ratios.
 
+mod witness;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +16,8 @@ const PEERS: &str = "mmdebstrap, squashfs-tools and time";
 pub(crate) fn run(root: &Path, name: &str) -> Result<bool> {
     match name {
         "build" => build(root).map(|()| true),
-        _ => bail!("unknown benchmark {name}; there is: build"),
+        "witness" => witness::run(root).map(|()| true),
+        _ => bail!("unknown benchmark {name}; there are: build, witness"),
     }
 }
 

@@ -24,7 +24,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   update-golden         rewrite the expected outputs of golden tests, to be read in review
   sim --seeds A..B [--json]   simulated clusters; sim --seed N tells one history
   mutate --seeds N      break each clause of the protocol and see which oracle notices
-  bench NAME            build: measured side by side in one run, printed as a table";
+  bench NAME            build, witness: measured side by side in one run, printed as a table";
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
