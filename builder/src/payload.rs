@@ -14,6 +14,8 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
     ("init", "init", INIT),
     ("supervisor", "supervisor", "/usr/lib/dyad/supervisor"),
     ("dyadctl", "dyadctl", "/usr/bin/dyadctl"),
+    // No node needs it: the lab runs it, and a machine that is to be a third vote takes it from here.
+    ("dyad-witness", "dyad-witness", "/usr/bin/dyad-witness"),
 ];
 /// PostgreSQL's guard: package, file that cargo makes, place in the root. A library that another program loads cannot be
 /// linked statically, so it is a build of its own.
