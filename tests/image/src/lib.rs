@@ -13,7 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// Names of the programs that are compiled for the image.
-pub const PROGRAMS: [&str; 3] = ["init", "supervisor", "dyadctl"];
+pub const PROGRAMS: [&str; 4] = ["init", "supervisor", "dyadctl", "dyad-witness"];
 
 /// A `dyad` with its payload in a directory of its own, a full package cache and a lock file.
 pub struct Installed {
