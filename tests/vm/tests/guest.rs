@@ -60,19 +60,28 @@ fn bonds() {
     .run();
 }
 
-#[test]
-fn the_life_of_pid_1() {
+fn pid_1(select: &[&str], seconds: u32) {
     Guest {
         package: "init",
         test: "namespace",
-        select: &["--skip", "inside_", "--test-threads=1", "--nocapture"],
+        select,
         modules: &["nfnetlink", "crc32c_generic", "libcrc32c", "nf_tables"],
         ext4: false,
         env: &[],
         memory_mib: 2048,
-        seconds: 1500,
+        seconds,
     }
     .run();
+}
+
+#[test]
+fn the_life_of_pid_1() {
+    pid_1(&["--exact", "a_life"], 200);
+}
+
+#[test]
+fn pid_1_under_load_and_faults() {
+    pid_1(&["--skip", "inside_", "--skip", "a_life", "--nocapture"], 1500);
 }
 
 #[test]
