@@ -166,23 +166,50 @@ fn write_once(path: &str, text: &str) {
     }
 }
 
+/// Group of the programs that run virtual machines; an image without any has no such group.
+const VM_GROUP: &str = "kvm";
+
 /// Opens device nodes to those who need them; devtmpfs makes them for root only. Called again after each coldplug.
 pub(crate) fn device_permissions() {
-    for (path, mode) in [
-        ("/dev/null", 0o666),
-        ("/dev/zero", 0o666),
-        ("/dev/full", 0o666),
-        ("/dev/random", 0o666),
-        ("/dev/urandom", 0o666),
-        ("/dev/tty", 0o666),
-        ("/dev/ptmx", 0o666),
-        ("/dev/kvm", 0o666),
-        ("/dev/vhost-net", 0o666),
-        ("/dev/net/tun", 0o666),
-        ("/dev/fuse", 0o666),
-    ] {
-        if Path::new(path).exists() {
-            let _ = fs::set_permissions(path, fs::Permissions::from_mode(mode));
-        }
+    for path in ["null", "zero", "full", "random", "urandom", "tty", "ptmx"] {
+        open_device(&format!("/dev/{path}"), None, 0o666);
+    }
+    let groups = fs::read_to_string("/etc/group").unwrap_or_default();
+    let Some(gid) = group_number(&groups, VM_GROUP) else { return };
+    for path in ["/dev/kvm", "/dev/vhost-net", "/dev/net/tun"] {
+        open_device(path, Some(gid), 0o660);
+    }
+}
+
+fn open_device(path: &str, gid: Option<u32>, mode: u32) {
+    if !Path::new(path).exists() {
+        return;
+    }
+    let owned = std::os::unix::fs::chown(path, None, gid);
+    if let Err(error) = owned.and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode))) {
+        warning!("cannot open {path} to its users: {error}");
+    }
+}
+
+/// Number of a group in the text of `/etc/group` (`name:password:number:members`).
+fn group_number(text: &str, name: &str) -> Option<u32> {
+    text.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let found = fields.next() == Some(name);
+        fields.nth(1).filter(|_| found)?.parse().ok()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_have_numbers() {
+        let text = "root:x:0:\nkvm2:x:7:\nkvm:x:204:vm\nbroken\n";
+        assert_eq!(group_number(text, "kvm"), Some(204));
+        assert_eq!(group_number(text, "root"), Some(0));
+        assert_eq!(group_number(text, "broken"), None);
+        assert_eq!(group_number(text, "vm"), None);
     }
 }

@@ -58,6 +58,7 @@ fn the_appliance_does_on_two_machines_what_it_is_for() {
     timed("a volume is replicated", || proofs.replication());
     timed("bonds lose a member and no connection", || proofs.bonds());
     timed("a guest in a guest prints a line", || proofs.nested());
+    timed("devices of virtual machines are theirs alone", || proofs.devices());
 }
 
 /// Says how long a proof took.
@@ -234,6 +235,16 @@ impl Proofs {
         assert!(said.contains(NESTED_LINE), "{answer}");
         assert_eq!(answer["status"], 0, "the nested machine powered itself off: {answer}");
         println!("{}", said.trim());
+    }
+
+    fn devices(&self) {
+        for node in NODES {
+            let owners =
+                self.sh(node, "stat -c '%a %U:%G %n' /dev/kvm /dev/vhost-net /dev/net/tun /dev/null");
+            let expected = "660 root:kvm /dev/kvm\n660 root:kvm /dev/vhost-net\n660 root:kvm /dev/net/tun\n\
+                            666 root:root /dev/null\n";
+            assert_eq!(owners, expected, "{node}");
+        }
     }
 
     /// Where the kernel of the running image lies in its UKI: (offset, bytes).
