@@ -5,6 +5,7 @@ mod cgroup;
 mod clock;
 mod core;
 mod exec;
+pub mod fuzz;
 mod gate;
 mod helper;
 mod initrd;

@@ -73,7 +73,7 @@ fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 }
 
 /// The number of the family's first multicast group.
-fn multicast_group(answer: &[u8]) -> Option<u32> {
+pub(crate) fn multicast_group(answer: &[u8]) -> Option<u32> {
     let kind = u16::from_ne_bytes([*answer.get(4)?, *answer.get(5)?]);
     if kind != GENL_ID_CTRL {
         return None;
@@ -99,7 +99,7 @@ pub(crate) fn button_pressed(socket: &OwnedFd) -> bool {
 }
 
 /// One attribute: device class (20 bytes), bus id (15), type, data.
-fn is_power_button(message: &[u8]) -> bool {
+pub(crate) fn is_power_button(message: &[u8]) -> bool {
     let body = message.get(HEADER_BYTES + GENL_BYTES..).unwrap_or(&[]);
     attributes(body).any(|(_, event)| event.starts_with(b"button/power\0"))
 }

@@ -36,7 +36,7 @@ pub(crate) fn drain(socket: &OwnedFd) -> bool {
 }
 
 /// Whether an event's text (`add@/devices/... NUL KEY=VALUE NUL ...`) tells of a device that has a modalias.
-fn is_new_device(event: &[u8]) -> bool {
+pub(crate) fn is_new_device(event: &[u8]) -> bool {
     event.starts_with(b"add@") && event.split(|b| *b == 0).any(|line| line.starts_with(b"MODALIAS="))
 }
 

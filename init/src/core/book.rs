@@ -268,6 +268,14 @@ impl Memory {
     }
 }
 
+/// For fuzzers: reads a book, and panics when it would not be read again as it was written.
+pub(crate) fn is_sane(bytes: &[u8]) {
+    if let Ok(book) = postcard::from_bytes::<Saved>(bytes) {
+        let again = postcard::to_allocvec(&book).expect("a book can be written");
+        assert!(postcard::from_bytes(&again) == Ok(book), "what is accepted has one meaning");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

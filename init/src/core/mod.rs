@@ -31,6 +31,7 @@ use crate::record::Record;
 use crate::services::{Event, Machine, Slot, Why};
 use crate::{boot, clock, uevent};
 
+pub(crate) use book::is_sane as book_is_sane;
 pub(crate) use jobs::STATUS_CHANGED;
 pub(crate) use upgrade::state_format;
 

@@ -1,0 +1,76 @@
+//! What a machine wrote, in order.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+/// One thing that the disk was asked to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    /// Bytes written at an offset.
+    Write {
+        /// Offset on the disk.
+        at: u64,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
+    /// A range that reads as zeroes from then on.
+    Zeroes {
+        /// Offset on the disk.
+        at: u64,
+        /// Length in bytes.
+        length: u64,
+    },
+    /// Everything before is on stable storage once this was answered.
+    Flush,
+}
+
+impl Record {
+    /// The range that it changes: offset and length.
+    pub fn range(&self) -> Option<(u64, u64)> {
+        match self {
+            Record::Write { at, bytes } => Some((*at, bytes.len() as u64)),
+            Record::Zeroes { at, length } => Some((*at, *length)),
+            Record::Flush => None,
+        }
+    }
+
+    /// Whether it changes something between two offsets.
+    pub fn touches(&self, from: u64, to: u64) -> bool {
+        self.range().is_some_and(|(at, length)| at < to && at + length > from)
+    }
+
+    /// Carries it out on a file.
+    pub fn apply(&self, disk: &File) -> io::Result<()> {
+        match self {
+            Record::Write { at, bytes } => disk.write_all_at(bytes, *at),
+            Record::Zeroes { at, length } => zero(disk, *at, *length),
+            Record::Flush => Ok(()),
+        }
+    }
+
+    /// Carries out its first `length` bytes only.
+    pub fn apply_part(&self, disk: &File, length: u64) -> io::Result<()> {
+        match self {
+            Record::Write { at, bytes } => disk.write_all_at(&bytes[..bytes.len().min(length as usize)], *at),
+            Record::Zeroes { at, length: all } => zero(disk, *at, length.min(*all)),
+            Record::Flush => Ok(()),
+        }
+    }
+}
+
+/// Blocks of zeroes, written only where there is something else: holes stay holes.
+fn zero(disk: &File, mut at: u64, mut length: u64) -> io::Result<()> {
+    const BLOCK: usize = 1 << 16;
+    let mut block = vec![0u8; BLOCK];
+    while length > 0 {
+        let part = length.min(BLOCK as u64) as usize;
+        disk.read_exact_at(&mut block[..part], at)?;
+        if block[..part].iter().any(|byte| *byte != 0) {
+            disk.write_all_at(&vec![0; part], at)?;
+        }
+        at += part as u64;
+        length -= part as u64;
+    }
+    Ok(())
+}
