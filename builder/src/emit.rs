@@ -77,6 +77,11 @@ pub(crate) fn derived(label: &str, root_hash: &[u8; 32]) -> [u8; 16] {
     id
 }
 
+/// What is written and where: a build's own directory lies in the one that the user named.
+fn writing(what: &str, dir: &Path) -> String {
+    format!("writing {what} in {}", dir.parent().unwrap_or(dir).display())
+}
+
 fn create(path: &Path) -> Result<File> {
     File::options()
         .read(true)
@@ -131,16 +136,18 @@ pub(crate) fn root(built: &Built, dir: &Path, cache: &dyn squashfs::BlockCache) 
     let squashfs = dir.join("root.squashfs");
     let mut out = BufWriter::with_capacity(BUFFER_BYTES, create(&squashfs)?);
     let options = squashfs::Options { cache: Some(cache), ..squashfs::Options::default() };
-    let stats = squashfs::write(&built.root, &options, &mut out).context("writing the squashfs")?;
-    out.flush().context("writing the squashfs")?;
+    let failed = || writing("the squashfs", dir);
+    let stats = squashfs::write(&built.root, &options, &mut out).with_context(failed)?;
+    out.flush().with_context(failed)?;
     drop(out);
     let (_, content) = digest_of(&squashfs)?;
     let (salt, uuid) = verity_identity(&content);
     let verity = dir.join("root.verity");
     let mut hashes = BufWriter::with_capacity(BUFFER_BYTES, create(&verity)?);
     let mut data = BufReader::with_capacity(BUFFER_BYTES, File::open(&squashfs)?);
-    let hash = verity::write(&mut data, stats.bytes, &salt, uuid, &mut hashes).context("hashing the root")?;
-    hashes.flush().context("writing the hash tree")?;
+    let failed = || writing("the hash tree", dir);
+    let hash = verity::write(&mut data, stats.bytes, &salt, uuid, &mut hashes).with_context(failed)?;
+    hashes.flush().with_context(failed)?;
     let verity_bytes = hashes.get_ref().metadata()?.len();
     Ok(Root { squashfs, verity, stats, verity_bytes, hash })
 }
@@ -349,7 +356,7 @@ impl Finished<'_> {
 
     /// Writes one format and hashes its files: (record, file).
     fn finish(&self, format: OutputFormat, dir: &Path, out: &Path) -> Result<Vec<(Output, PathBuf)>> {
-        let files = self.write(format, dir).with_context(|| format!("writing format {format}"))?;
+        let files = self.write(format, dir).with_context(|| writing(&format!("format {format}"), dir))?;
         let record = |(name, file): (String, PathBuf)| {
             let path = out.join(name);
             if path.is_dir() {
@@ -391,7 +398,7 @@ impl Finished<'_> {
         let (outputs, files): (Vec<Output>, Vec<PathBuf>) = finished.into_iter().flatten().unzip();
         let beside = beside(&outputs)?;
         for (suffix, data) in &beside {
-            create(&dir.join(suffix))?.write_all(data).with_context(|| format!("writing {suffix}"))?;
+            create(&dir.join(suffix))?.write_all(data).with_context(|| writing(suffix, dir))?;
         }
         for (output, file) in outputs.iter().zip(files) {
             fs::rename(&file, &output.path)

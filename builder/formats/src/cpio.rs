@@ -18,7 +18,7 @@ const NAME_BYTES_MAX: usize = 4096;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The output failed.
-    #[error("writing the cpio archive: {0}")]
+    #[error(transparent)]
     Io(#[from] io::Error),
     /// newc has 32-bit sizes.
     #[error("{0}: a cpio archive holds files of less than 4 GiB")]

@@ -24,7 +24,7 @@ pub type RootHash = [u8; DIGEST_BYTES];
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Input or output failed.
-    #[error("dm-verity: {0}")]
+    #[error(transparent)]
     Io(#[from] io::Error),
     /// Not a whole number of blocks.
     #[error("dm-verity: {0} bytes of data: a positive multiple of {BLOCK_BYTES} is accepted")]

@@ -142,7 +142,10 @@ fn no_room() {
     let output = program("unshare", &["-Urm", "sh", "-c", &script]);
     let left = stdout("a build onto a full disk", &output);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("writing the squashfs") && said.contains("No space left on device"), "{said}");
+    let last = said.lines().last().unwrap_or_default();
+    let expected =
+        format!("dyad: writing the squashfs in {small}/out: No space left on device (os error 28)");
+    assert_eq!(last, expected, "{said}");
     assert_eq!(left, "", "what was begun is removed");
 }
 

@@ -52,7 +52,7 @@ impl Source {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Input or output failed.
-    #[error("disk image: {0}")]
+    #[error(transparent)]
     Io(#[from] io::Error),
     /// Two extents share bytes or one leaves the disk.
     #[error(

@@ -24,7 +24,7 @@ pub(crate) const END_OF_CHAIN: u32 = 0x0fff_ffff;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Input failed.
-    #[error("FAT volume: {0}")]
+    #[error(transparent)]
     Io(#[from] std::io::Error),
     /// Only two sector sizes exist in practice.
     #[error("FAT volume: sector size {0}: 512 or 4096 is accepted")]

@@ -38,7 +38,7 @@ pub const BLOCK_BYTES_MAX: u32 = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Input or output failed.
-    #[error("squashfs: {0}")]
+    #[error(transparent)]
     Io(#[from] io::Error),
     /// The block size is not a power of two from 4 KiB to 1 MiB.
     #[error("squashfs: block size {0}: a power of two from 4096 to {BLOCK_BYTES_MAX} is accepted")]

@@ -20,7 +20,7 @@ pub(crate) const XATTR_KEY: &[u8] = b"SCHILY.xattr.";
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The output failed.
-    #[error("writing the tar archive: {0}")]
+    #[error(transparent)]
     Io(#[from] io::Error),
     /// ustar has no way to say it.
     #[error("{path}: device number {number}: at most {OCTAL_8_MAX} is accepted in a tar archive")]
