@@ -4,7 +4,7 @@ use crate::action::{Action, ActionId, Actions, Kind, Outcome, Relation, Report};
 use crate::event::{Command, Event, Timer};
 use crate::message::ToPeer;
 use crate::phase::Phase;
-use crate::state::{RETRY_MS, State};
+use crate::state::{RETRY_MS, State, Voting};
 use crate::types::{Observed, ResourceId, Tick};
 
 impl State {
@@ -41,8 +41,10 @@ impl State {
                 }
             }
             Command::SwitchOver(r) => {
+                // Only the holder can: a wish kept by the other node would move the resource straight back.
+                let holds = self.holds(r);
                 if let Some(seat) = self.seats.get_mut(&r) {
-                    seat.leave = true;
+                    seat.leave = holds;
                 }
             }
             Command::Drain => self.drained = true,
@@ -53,6 +55,8 @@ impl State {
             Command::Freeze(span_ms) => self.arm(Timer::Freeze, now.plus(span_ms)),
             Command::Force(r) => self.force(r),
             Command::Retry(r) => {
+                // Without a third vote only an operator can say that what the peer knows is all there is to know.
+                self.mirror_readable |= self.config.voting != Voting::Arbiter;
                 if self.seats.get(&r).is_some_and(|seat| seat.phase == Phase::Refused) {
                     self.seat_mut(r).crashes = 0;
                     self.seat_mut(r).split = false;
@@ -95,9 +99,11 @@ impl State {
         self.peer_is_back();
         self.arm(Timer::PeerSilent, now.plus(self.config.lease_ms));
         match message {
-            ToPeer::Mirror(registers) => self.peer_mirror(&registers),
-            ToPeer::Condition { condition, takes_over } => {
+            ToPeer::Mirror(Some(registers)) => self.peer_mirror(&registers),
+            ToPeer::Mirror(None) => {}
+            ToPeer::Condition { condition, takes_over, marked } => {
                 self.peer_takes_over = takes_over;
+                self.peer_marked = marked;
                 self.see_peer_condition(now, condition);
             }
             ToPeer::RenewLease { boot, sequence } => self.promise(now, boot, sequence, out),
@@ -110,6 +116,8 @@ impl State {
                 self.mark(now, resource, pact, generation, out);
             }
             ToPeer::Marked { resource, pact } if self.seats.contains_key(&resource) => {
+                self.peer_marked.retain(|(r, _)| *r != resource);
+                self.peer_marked.push((resource, pact));
                 let seat = self.seat_mut(resource);
                 seat.marked |= seat.phase == Phase::Marking && seat.pact == Some(pact);
             }

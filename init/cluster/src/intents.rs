@@ -315,8 +315,9 @@ impl State {
         changed
     }
 
-    /// Two histories of one epoch, which only a fence device that lied can make. Neither side is believed, both stop;
-    /// the operator names the one that goes on, and the other is then repaired like any diverged standby.
+    /// Nobody but an operator can say which side goes on: two histories of one epoch (which only a fence device that lied
+    /// can make; both sides have stopped), or a peer that cannot be consulted. The other side is then repaired like any
+    /// diverged standby.
     pub(crate) fn keep_this_side(&mut self, r: ResourceId) {
         let (Some(register), Observed::Known(control)) = (self.register(r), self.seat(r).control) else {
             return;
@@ -330,7 +331,9 @@ impl State {
         self.mirror.registers.insert(r, kept);
         self.mirror.won.insert(r, control.generation);
         self.seat_mut(r).split = false;
-        self.forget(r);
+        if self.seat(r).phase == Phase::Refused {
+            self.forget(r);
+        }
         self.seat_mut(r).learned = true;
     }
 
@@ -345,8 +348,7 @@ impl State {
             }
         }
         self.adopt(registers);
-        if self.config.voting != Voting::Arbiter {
-            self.mirror_readable = true;
+        if self.config.voting != Voting::Arbiter && self.mirror_readable {
             for seat in self.seats.values_mut() {
                 seat.learned = true;
             }

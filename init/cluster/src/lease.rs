@@ -51,10 +51,12 @@ impl State {
             }
         }
         let durable = self.durable.iter().flat_map(|m| &m.registers).map(|(id, r)| (*id, *r)).collect();
+        let durable = self.mirror_readable.then_some(durable);
         self.send_peer(now, out, ToPeer::Mirror(durable));
         let takes_over = !self.drained && !self.frozen() && self.mirror_readable;
         let condition = self.condition.clone();
-        self.send_peer(now, out, ToPeer::Condition { condition, takes_over });
+        let marked = self.marked_pacts();
+        self.send_peer(now, out, ToPeer::Condition { condition, takes_over, marked });
         let mut lease_wanted = false;
         for r in self.config.resources.clone() {
             lease_wanted |= self.holds(r) && (self.pact(r).is_some() || self.seat(r).phase == Phase::Marking);
@@ -95,6 +97,14 @@ impl State {
         }
         self.arm(Timer::Promise, now.plus(self.config.lease_ms));
         self.send_peer(now, out, ToPeer::LeasePromised { boot, sequence });
+    }
+
+    /// Before anything else is looked at: whatever woke this node up, a lease that has ended has ended.
+    pub(crate) fn expire_lease(&mut self, now: Tick) {
+        if self.timers.get(&Timer::LeaseEnd).is_some_and(|end| *end <= now) {
+            self.timers.remove(&Timer::LeaseEnd);
+            self.lease_ended();
+        }
     }
 
     /// The end without Solo: the gate closes and everything is killed.

@@ -142,14 +142,16 @@ pub enum Refusal {
 /// Node to node, over the paired channel.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum ToPeer {
-    /// What the sender's mirror holds; also the sign of life.
-    Mirror(Registers),
+    /// What the sender's mirror holds; also the sign of life. `None`: it cannot be read, and says nothing (rule 10).
+    Mirror(Option<Registers>),
     /// What the sender sees of itself.
     Condition {
         /// Its ports and disks.
         condition: Condition,
         /// It would take over what it may: neither drained nor frozen, and its record of its state is whole.
         takes_over: bool,
+        /// Pacts that stand on the sender's disk.
+        marked: Vec<(ResourceId, Pact)>,
     },
     /// Asks the standby to promise not to take over for T (section 3).
     RenewLease {

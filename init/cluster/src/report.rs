@@ -67,6 +67,8 @@ pub enum Cause {
     NearlyFull,
     /// This node is drained: it takes nothing over.
     Drained,
+    /// The standby has not said (or not said lately) that this promise stands on its disk.
+    Unmarked,
     /// The peer is drained or frozen, or cannot read its own record: it takes nothing over.
     PeerPassive,
     /// The other node has promoted and not checkpointed yet: a rewind must wait.
@@ -102,11 +104,15 @@ impl State {
             Voting::FenceDevice => true,
             Voting::Strict | Voting::PrimaryBiased => false,
         };
-        if vote && !self.peer_silent && self.peer_takes_over {
+        if vote && !self.peer_silent && self.peer_takes_over && self.peer_has_mark(r) {
             Protection::Full
         } else {
             Protection::NoTakeOver
         }
+    }
+
+    fn peer_has_mark(&self, r: ResourceId) -> bool {
+        self.pact(r).is_some_and(|pact| self.peer_marked.contains(&(r, pact)))
     }
 
     /// Why it is not better, the nearest cause first; empty when it is as good as it can be.
@@ -139,6 +145,7 @@ impl State {
             ),
             (self.peer_silent, Cause::PeerSilent),
             (phase.serves() && !self.peer_silent && !self.peer_takes_over, Cause::PeerPassive),
+            (phase == Phase::Sync && !self.renounced_by_peer(r) && !self.peer_has_mark(r), Cause::Unmarked),
             (self.condition.clients_up == Some(false), Cause::ClientNetwork),
             (phase.serves() && self.nearly_full(r), Cause::NearlyFull),
             (self.drained, Cause::Drained),

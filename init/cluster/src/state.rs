@@ -160,6 +160,8 @@ pub struct State {
     pub(crate) peer_consulted: bool,
     /// The peer said that it would take over.
     pub(crate) peer_takes_over: bool,
+    /// Pacts that stand on the peer's disk, as it said last.
+    pub(crate) peer_marked: Vec<(ResourceId, Pact)>,
     pub(crate) peer_off: bool,
     pub(crate) pending: BTreeMap<ActionId, Tick>,
     pub(crate) timers: BTreeMap<Timer, Tick>,
@@ -178,9 +180,27 @@ pub struct State {
 pub fn step(state: &mut State, now: Tick, event: Event) -> Actions {
     let mut out = Actions::new();
     state.edges.clear();
+    state.expire_lease(now);
     state.absorb(now, event, &mut out);
     state.advance(now, &mut out);
     out
+}
+
+/// What runs from the first tick on.
+fn first_timers(config: &Config, now: Tick) -> BTreeMap<Timer, Tick> {
+    let lease_ms = config.lease_ms;
+    let mut timers = BTreeMap::from([
+        (Timer::Beat, now),
+        // Whatever the last run of this supervisor promised still holds.
+        (Timer::Promise, now.plus(lease_ms)),
+        (Timer::PeerSilent, now.plus(lease_ms)),
+        (Timer::ArbiterSilent, now.plus(lease_ms)),
+        (Timer::ArbiterGone, now.plus(ARBITER_GONE_MS)),
+    ]);
+    if config.mutations.broken(Mutation::PromiseForgotten) {
+        timers.remove(&Timer::Promise);
+    }
+    timers
 }
 
 impl State {
@@ -216,20 +236,9 @@ impl State {
             limited: None,
         };
         let seats = config.resources.iter().map(|r| (*r, seat(r))).collect();
-        let lease_ms = config.lease_ms;
         let served = |vip: &&Vip| found.running.get(&vip.resource) == Some(&Running::Serving);
         let gates_open = config.vips.iter().filter(served).map(|vip| vip.id).collect();
-        let mut timers = BTreeMap::from([
-            (Timer::Beat, now),
-            // Whatever the last run of this supervisor promised still holds.
-            (Timer::Promise, now.plus(lease_ms)),
-            (Timer::PeerSilent, now.plus(lease_ms)),
-            (Timer::ArbiterSilent, now.plus(lease_ms)),
-            (Timer::ArbiterGone, now.plus(ARBITER_GONE_MS)),
-        ]);
-        if config.mutations.broken(Mutation::PromiseForgotten) {
-            timers.remove(&Timer::Promise);
-        }
+        let timers = first_timers(&config, now);
         State {
             config,
             boot,
@@ -242,6 +251,7 @@ impl State {
             peer_silent: false,
             peer_consulted: false,
             peer_takes_over: false,
+            peer_marked: Vec::new(),
             peer_off: false,
             pending: BTreeMap::new(),
             timers,

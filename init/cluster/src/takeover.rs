@@ -17,6 +17,14 @@ impl State {
         }
     }
 
+    /// Markers that stand, for the peer's status screen.
+    pub(crate) fn marked_pacts(&self) -> Vec<(ResourceId, Pact)> {
+        let good = |r: &ResourceId| {
+            self.marker(*r).filter(|m| self.marker_is_good(*r, m.pact)).map(|m| (*r, m.pact))
+        };
+        self.config.resources.iter().filter_map(good).collect()
+    }
+
     /// The marker speaks of the data that is here, for this promise.
     fn marker_is_good(&self, r: ResourceId, pact: Pact) -> bool {
         let Observed::Known(control) = self.seat(r).control else { return false };
@@ -57,7 +65,8 @@ impl State {
     /// An operator takes what the peer holds; the price was shown ([`State::price`]).
     pub(crate) fn force(&mut self, r: ResourceId) {
         let Some(seat) = self.seats.get_mut(&r) else { return };
-        if seat.phase == Phase::Refused && seat.split {
+        let alone = self.config.voting != Voting::Arbiter && seat.phase == Phase::Unlearned && !seat.learned;
+        if (seat.phase == Phase::Refused && seat.split) || alone {
             return self.keep_this_side(r);
         }
         if matches!(seat.phase, Phase::Following | Phase::Inspecting | Phase::Attaching | Phase::Cloning) {

@@ -1,5 +1,6 @@
 //! The worlds in which the decision core is proven.
 
+pub mod calibrate;
 pub mod explore;
 pub mod mutate;
 pub mod report;

@@ -122,7 +122,7 @@ pub const OPEN: &[Mutation] = &[
 ];
 
 /// Histories of the simulator cost as much as this many of the explorer.
-const EXPLORED_PER_SIMULATED: u64 = 5;
+const EXPLORED_PER_SIMULATED: u64 = 1;
 
 /// With every fault, in both worlds: what notices the mutation, if anything does.
 pub fn try_everywhere(mutation: Mutation, seeds: u64) -> Option<String> {

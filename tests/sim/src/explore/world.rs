@@ -402,9 +402,7 @@ impl World {
             Action::Kill | Action::StopFollowing => machine.service = Service::Stopped,
             Action::Inspect if !peer_serves => return None,
             Action::Inspect => {
-                let relation =
-                    if peer_log.starts_with(&machine.log) { Relation::Streams } else { Relation::Diverged };
-                return Some(Outcome::Done(Report::Relation(relation)));
+                return Some(Outcome::Done(Report::Relation(relation(&machine.log, &peer_log))));
             }
             Action::Follow => machine.service = Service::Following,
             Action::Rewind | Action::Clone if !peer_serves => return None,
@@ -468,6 +466,10 @@ impl World {
         }
         Ok(())
     }
+}
+
+fn relation(mine: &[u8], theirs: &[u8]) -> Relation {
+    if theirs.starts_with(mine) { Relation::Streams } else { Relation::Diverged }
 }
 
 fn control(generation: u64) -> Control {

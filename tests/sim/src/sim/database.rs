@@ -204,6 +204,11 @@ impl Database {
         if self.kind == Kind::Volume {
             return self.is_prefix_of(holder);
         }
+        self.may_go_on(holder)
+    }
+
+    /// By timelines and positions alone.
+    fn may_go_on(&self, holder: &Database) -> bool {
         if self.timeline == holder.timeline {
             return self.log.len() <= holder.log.len();
         }
@@ -232,6 +237,9 @@ impl Database {
             return Rewound::NotRequired;
         }
         let common = self.log.iter().zip(&holder.log).take_while(|(a, b)| a == b).count();
+        if self.kind == Kind::Postgres && common == self.log.len() && self.may_go_on(holder) {
+            return Rewound::NotRequired;
+        }
         let tail = self.log.split_off(common);
         self.copied(holder, generation);
         Rewound::Done(tail)

@@ -183,7 +183,11 @@ impl Cluster {
             Action::ReadControl => return Some(Outcome::Done(Report::Control(control(database)))),
             // A running one goes on; what its file says is set again.
             Action::Serve { sync } if was_serving => database.arm(*sync),
-            Action::Serve { sync } => database.serve(*sync),
+            // Only a stream that stays away for its timeout is told to be down.
+            Action::Serve { sync } => {
+                database.serve(*sync);
+                database.streamed = Some(now);
+            }
             Action::Admit => database.admitted = true,
             Action::ArmSync => database.arm(true),
             // Two checkpoints: the checkpointer has told everybody.
@@ -230,6 +234,7 @@ impl Cluster {
             // Readers see everything that is in the log, acknowledged before or not.
             Action::Admit => self.show_all(node, index),
             Action::Serve { sync } if !was_serving => {
+                self.settle_price(node, index);
                 if !sync {
                     self.show_all(node, index);
                 }
@@ -240,18 +245,7 @@ impl Cluster {
             }
             Action::Promote => {
                 self.moved("a standby was promoted");
-                if let Some(loser) = self.forced_from[index] {
-                    let log = &self.machines[node.index()].databases[index].log;
-                    // Its timelines went with what it wrote.
-                    self.timelines.retain(|(r, _), owner| *r != index || *owner != loser);
-                    let before = self.acknowledged[index].len();
-                    self.acknowledged[index].retain(|(write, by, _)| *by != loser || log.contains(write));
-                    self.given_up += before - self.acknowledged[index].len();
-                    let given_up = before - self.acknowledged[index].len();
-                    self.note(|| {
-                        format!("forced take-over of {index} gave up {given_up} acknowledged writes")
-                    });
-                }
+                self.settle_price(node, index);
                 let log = &self.machines[node.index()].databases[index].log;
                 self.complain(oracles::o1_acknowledged_is_there(log, &self.acknowledged[index]));
                 self.show_all(node, index);
@@ -265,11 +259,26 @@ impl Cluster {
         }
     }
 
+    /// What an operator's take-over gave up, now that the other side serves.
+    fn settle_price(&mut self, node: Node, index: usize) {
+        let Some(loser) = self.forced_from[index].filter(|loser| *loser != node) else { return };
+        let log = &self.machines[node.index()].databases[index].log;
+        // Its timelines went with what it wrote.
+        self.timelines.retain(|(r, _), owner| *r != index || *owner != loser);
+        let before = self.acknowledged[index].len();
+        self.acknowledged[index].retain(|(write, by, _)| *by != loser || log.contains(write));
+        let given_up = before - self.acknowledged[index].len();
+        self.given_up += given_up;
+        self.note(|| format!("forced take-over of {index} gave up {given_up} acknowledged writes"));
+    }
+
     fn show_all(&mut self, node: Node, index: usize) {
         let shown = self.acknowledged[index].last().map_or(0, |(write, _, _)| *write);
         let log = &self.machines[node.index()].databases[index].log;
+        let waiting = &self.machines[node.index()].databases[index].waiting;
         let fresh: Vec<usize> = (0..log.len()).rev().take_while(|at| log[*at] > shown).collect();
-        for at in fresh.into_iter().rev() {
+        let seen: Vec<usize> = fresh.into_iter().rev().filter(|at| !waiting.contains(at)).collect();
+        for at in seen {
             self.acknowledge(node, index, at);
         }
     }

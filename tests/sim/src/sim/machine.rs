@@ -198,7 +198,10 @@ impl Cluster {
                 machine.stalled_until = machine.stalled_until.max(until);
             }
             Fault::Supervisor(node) if self.machines[node.index()].powered => self.start_supervisor(node),
-            Fault::HangSupervisor(node) => self.machines[node.index()].hung_until = until,
+            Fault::HangSupervisor(node) => {
+                let machine = &mut self.machines[node.index()];
+                machine.hung_until = machine.hung_until.max(until);
+            }
             Fault::Service(node) | Fault::Eio(node) => self.end_services(node),
             Fault::HangPostmaster(node) => self.set_postgres(node, |d| d.postmaster_runs = false),
             Fault::HangCheckpointer(node) => self.set_postgres(node, |d| d.checkpointer_runs = false),
@@ -338,6 +341,13 @@ impl Cluster {
             for r in (0..self.resources()).map(|r| ResourceId(r as u16)) {
                 let Some(state) = &self.machines[node.index()].state else { continue };
                 let holds = state.register(r).is_some_and(|register| register.holder == node);
+                let forgot = state.why(r).contains(&Cause::MirrorUnreadable);
+                if forgot && self.plan.voting != Voting::Arbiter {
+                    self.note(|| format!("operator: {node:?} forgot, {:?} goes on", node.peer()));
+                    self.tell_node(node.peer(), Event::Command(Command::Force(r)));
+                    self.tell_node(node, Event::Command(Command::Retry(r)));
+                    continue;
+                }
                 if state.phase(r) != Some(Phase::Refused) {
                     continue;
                 }
