@@ -56,7 +56,7 @@ impl<'a> Replay<'a> {
         let count = epoch.len();
         let mut all: Vec<Selection> = Vec::new();
         let mut add = |there: Vec<bool>, torn| all.push(Selection { there, torn });
-        for n in 0..count {
+        for (n, record) in epoch.iter().enumerate() {
             add((0..count).map(|at| at < n).collect(), None);
             if count > 1 {
                 add((0..count).map(|at| at != n).collect(), None);
@@ -64,7 +64,7 @@ impl<'a> Replay<'a> {
             if n > 0 {
                 add((0..count).map(|at| at == n).collect(), None);
             }
-            let sectors = epoch[n].range().map_or(0, |(_, length)| length / SECTOR);
+            let sectors = record.range().map_or(0, |(_, length)| length / SECTOR);
             if sectors > 1 {
                 let torn = Some((n, (1 + self.random % (sectors - 1)) * SECTOR));
                 add((0..count).map(|at| at <= n).collect(), torn);
@@ -132,6 +132,20 @@ mod tests {
 
     fn write(at: u64, byte: u8) -> Record {
         Record::Write { at, bytes: vec![byte; 1024] }
+    }
+
+    #[test]
+    fn pieces_are_the_whole() {
+        let bytes: Vec<u8> = (0..10_000u32).map(|n| n as u8).collect();
+        for record in [Record::Write { at: 512, bytes }, Record::Zeroes { at: 0, length: 5000 }] {
+            let pieces = record.pieces(512, 4);
+            let ranges: Vec<_> = pieces.iter().filter_map(Record::range).collect();
+            let (at, length) = record.range().expect("it has one");
+            assert_eq!((ranges.len(), ranges[0].0), (4, at));
+            assert!(ranges.windows(2).all(|two| two[0].0 + two[0].1 == two[1].0 && two[0].1 % 512 == 0));
+            assert_eq!(ranges.iter().map(|range| range.1).sum::<u64>(), length);
+        }
+        assert_eq!(Record::Flush.pieces(512, 4), [Record::Flush]);
     }
 
     #[test]

@@ -35,6 +35,23 @@ impl Record {
         }
     }
 
+    /// The parts of which each can be on the disk without the others: a disk keeps whole sectors, not whole requests. At
+    /// most `parts` of them, each a multiple of `block` bytes long.
+    pub fn pieces(&self, block: u64, parts: u64) -> Vec<Record> {
+        let Some((at, length)) = self.range() else { return vec![self.clone()] };
+        let piece = length.div_ceil(parts).next_multiple_of(block).max(block);
+        let starts = (0..length).step_by(piece as usize);
+        let part = |from: u64| match self {
+            Record::Write { bytes, .. } => {
+                let to = (from + piece).min(length) as usize;
+                Record::Write { at: at + from, bytes: bytes[from as usize..to].to_vec() }
+            }
+            Record::Zeroes { .. } => Record::Zeroes { at: at + from, length: piece.min(length - from) },
+            Record::Flush => Record::Flush,
+        };
+        starts.map(part).collect()
+    }
+
     /// Whether it changes something between two offsets.
     pub fn touches(&self, from: u64, to: u64) -> bool {
         self.range().is_some_and(|(at, length)| at < to && at + length > from)

@@ -24,6 +24,10 @@ use dyad_nbd_tests::server::Server;
 const MIB: u64 = 1 << 20;
 const DISK_BYTES: u64 = 5 << 30;
 const SECTOR: u32 = 512;
+/// What a disk writes at once, at least.
+const BLOCK: u64 = 4096;
+/// Parts into which one request is taken apart, at most.
+const PIECES_MAX: u64 = 64;
 /// States looked at, at least.
 const STATES: usize = 10_000;
 /// Looks with e2fsck, which takes a copy and a process each.
@@ -137,8 +141,8 @@ fn record(image: &Path, dir: &Path) -> Vec<Record> {
         dir,
         "recorded",
     );
-    let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
-    std::mem::take(&mut *log)
+    let log = log.lock().unwrap_or_else(PoisonError::into_inner);
+    log.iter().flat_map(|record| record.pieces(BLOCK, PIECES_MAX)).collect()
 }
 
 /// What one state of the disk says.
@@ -163,6 +167,16 @@ fn judge(found: &Found, image: &[(u32, Partition)], what: &str) {
 fn named(found: &Found, name: &str) -> Option<(u64, u64)> {
     let (number, _) = found.table.partitions().iter().find(|(_, partition)| partition.name == name)?;
     found.table.byte_range(*number)
+}
+
+/// What is called finished has a superblock of ext4 that fits its partition.
+fn superblock(disk: &File, (at, length): (u64, u64), what: &str) {
+    let mut block = [0u8; 1024];
+    disk.read_exact_at(&mut block, at + 1024).expect("the disk is as long as its partitions");
+    let word = |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
+    assert_eq!(block[56..58], [0x53, 0xef], "{what}: a finished state partition without a file system");
+    let bytes = u64::from(word(4)) << (10 + word(24));
+    assert!(bytes > 0 && bytes <= length, "{what}: a file system of {bytes} bytes on {length}");
 }
 
 /// A finished ext4 has a superblock, and no damage once its journal is replayed.
@@ -194,19 +208,21 @@ fn look_at_all(disk: &File, records: &[Record], boots: usize, dir: &Path) -> Vec
     let mut chosen = Vec::new();
     while let Some(writes) = replay.epoch() {
         let all = replay.selections();
-        let table_touched =
-            writes.iter().any(|w| w.touches(0, MIB) || w.touches(DISK_BYTES - MIB, DISK_BYTES));
         let settled = table(disk).expect("what was flushed can be read");
         let state = named(&settled, "state");
         let state_touched =
             state.is_some_and(|(at, length)| writes.iter().any(|w| w.touches(at, at + length)));
         for (n, selection) in all.iter().enumerate() {
             let what = format!("epoch {epoch}, state {n}");
-            if table_touched {
-                let found = replay.with(selection, table).expect("the disk can be written");
-                judge(&found.unwrap_or_else(|e| panic!("{what}: no table: {e}")), &image, &what);
-                tables += 1;
-            }
+            let found = replay.with(selection, |disk| {
+                let found = table(disk).unwrap_or_else(|e| panic!("{what}: no table: {e}"));
+                judge(&found, &image, &what);
+                if let Some(at) = named(&found, "state") {
+                    superblock(disk, at, &what);
+                }
+                found
+            });
+            tables += usize::from(found.expect("the disk can be written") != settled);
             if state_touched && fscks < FSCKS_MAX && n % 7 == epoch % 7 {
                 let at = state.expect("it was touched");
                 replay.with(selection, |disk| fsck(disk, at, dir, &what)).expect("the disk can be written");
