@@ -3,6 +3,8 @@
 //! The programs for the image are compiled once; builds then run from an installed `dyad` with its `payload` beside it,
 //! so that a build in another user's home needs no cargo.
 
+pub mod everywhere;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,11 +17,15 @@ use tempfile::TempDir;
 /// Names of the programs that are compiled for the image.
 pub const PROGRAMS: [&str; 4] = ["init", "supervisor", "dyadctl", "dyad-witness"];
 
+/// The library that PostgreSQL loads: compiled with other flags, so in a directory of its own.
+const GUARD: &str = "libdyad_guard.so";
+
 /// A `dyad` with its payload in a directory of its own, a full package cache and a lock file.
 pub struct Installed {
     dir: TempDir,
     cache: PathBuf,
-    blocks: PathBuf,
+    /// What builds remember of each other.
+    pub blocks: PathBuf,
 }
 
 /// What every build of one input must agree in: SHA-256 by file name.
@@ -54,9 +60,9 @@ impl Installed {
         let payload = installed.path("bin/payload");
         fs::create_dir_all(&payload).expect("a directory can be made");
         fs::copy(dyad(), installed.path("bin/dyad")).expect("the program can be copied");
-        for program in PROGRAMS {
-            fs::copy(payload_dir().join(program), payload.join(program))
-                .expect("the payload was just compiled");
+        for program in payload_files() {
+            let name = program.file_name().expect("a program has a name");
+            fs::copy(&program, payload.join(name)).expect("the payload was just compiled");
         }
         installed.sources(&installed.path("src"));
         let lock = [text(&installed.path("bin/dyad")).to_owned(), "lock".into(), "images/lab.toml".into()];
@@ -135,10 +141,8 @@ impl Installed {
                 assert_eq!(said["sha256"], sum.as_str(), "what the record says of {name}");
                 assert_eq!(said["bytes"], fs::metadata(&path).expect("it is there").len(), "{name}");
             } else {
-                assert!(
-                    name.ends_with(".manifest.json") || name.ends_with(".spdx.json"),
-                    "{name} is in no record"
-                );
+                let beside = [".manifest.json", ".spdx.json", ".build.json", ".build.sig"];
+                assert!(beside.iter().any(|end| name.ends_with(end)), "{name} is in no record");
             }
             digests.insert(name, sum);
         }
@@ -175,6 +179,18 @@ pub fn target_dir() -> PathBuf {
 pub fn payload_dir() -> PathBuf {
     let beside = dyad().with_file_name("payload");
     if beside.is_dir() { beside } else { target_dir().join("payload/x86_64-unknown-linux-gnu/release") }
+}
+
+/// Every file that an installed `dyad` has in its `payload` directory: the programs, and PostgreSQL's guard.
+fn payload_files() -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = PROGRAMS.iter().map(|name| payload_dir().join(name)).collect();
+    let beside = payload_dir().join(GUARD);
+    files.push(if beside.is_file() {
+        beside
+    } else {
+        target_dir().join("payload-guard/x86_64-unknown-linux-gnu/release").join(GUARD)
+    });
+    files
 }
 
 /// The cache that the first build filled: the same rule as `dyad`'s own.

@@ -92,6 +92,13 @@ pub(crate) fn full_tree() -> Tree {
     t
 }
 
+/// Whether a tool succeeds.
+#[allow(clippy::disallowed_methods, reason = "tests run outside oracles")]
+pub(crate) fn try_run(tool: &str, args: &[&str], dir: &Path) -> bool {
+    let out = std::process::Command::new(tool).args(args).current_dir(dir).output();
+    out.unwrap_or_else(|e| panic!("{tool} must be installed: {e}")).status.success()
+}
+
 /// Runs a tool that must succeed; returns what it printed.
 #[allow(clippy::disallowed_methods, reason = "tests run outside oracles")]
 pub(crate) fn run(tool: &str, args: &[&str], dir: &Path) -> String {
