@@ -56,7 +56,7 @@ pub struct UpArgs {
     /// Start no witness
     #[arg(long)]
     pub no_witness: bool,
-    /// Run this program as the witness
+    /// Run this program as the witness [default: the image's own]
     #[arg(long, value_name = "FILE", conflicts_with = "no_witness")]
     pub witness: Option<PathBuf>,
     /// How processors run (vm backend) [default: kvm where a probe guest really starts, else tcg]

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
 
-use dyad_formats::squashfs::Reader;
+use dyad_formats::squashfs::{self, EntryKind, Reader};
 use dyad_formats::tree::{Inode, InodeId, Kind, Tree};
 use dyad_gpt::types;
 
@@ -49,16 +49,34 @@ pub(crate) fn remove(dir: &Path) -> Result<()> {
     }
 }
 
+/// The content of one file of a disk image's root; `None` when the image has no root, or the root no such file.
+pub(crate) fn file(image: &Path, path: &str) -> Result<Option<Vec<u8>>> {
+    let Ok(part) = Part::open(image, types::ROOT_X86_64).at("read", image)? else { return Ok(None) };
+    let found = Reader::open(part).and_then(|mut reader| {
+        let entries = reader.entries()?;
+        let Some(EntryKind::File(blocks)) =
+            entries.into_iter().find(|e| e.path == path.as_bytes()).map(|e| e.kind)
+        else {
+            return Ok(None);
+        };
+        let mut content = Vec::new();
+        reader.read_file(&blocks, &mut content)?;
+        Ok(Some(content))
+    });
+    found.or_else(|e| unreadable(image, &e))
+}
+
 fn read(image: &Path) -> Result<Tree> {
     let part = match Part::open(image, types::ROOT_X86_64).at("read", image)? {
         Ok(part) => part,
         Err(why) => return refuse(format!("{}: cannot find its root partition: {why}", image.display())),
     };
     let tree = Reader::open(part).and_then(|mut reader| reader.tree("image", BYTES_MAX));
-    match tree {
-        Ok(tree) => Ok(tree),
-        Err(e) => refuse(format!("{}: cannot read its root partition: {e}", image.display())),
-    }
+    tree.or_else(|e| unreadable(image, &e))
+}
+
+fn unreadable<T>(image: &Path, error: &squashfs::Error) -> Result<T> {
+    refuse(format!("{}: cannot read its root partition: {error}", image.display()))
 }
 
 fn lay(inode: &Inode, place: &Path) -> Result<()> {

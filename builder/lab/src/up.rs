@@ -22,11 +22,14 @@ use crate::machine::Setup;
 use crate::process::{Program, spawn_daemon};
 use crate::site::Shape;
 use crate::state::{BackendFile, LabFile, StateDir};
-use crate::topology::Node;
+use crate::topology::{Node, WITNESS};
 use crate::{accel, cgroup, clock, container, daemon, disk, root, site, status, tools, wait};
 
 /// How long the daemon may take to listen; it may have a root to unpack.
 const DAEMON_WAIT: Duration = Duration::from_secs(120);
+
+/// The witness in an image's root.
+const WITNESS_PROGRAM: &str = "/usr/bin/dyad-witness";
 
 /// Progress lines with the time since `up` began, on standard error.
 pub(crate) struct Progress(Instant);
@@ -74,7 +77,6 @@ fn go_on(args: &UpArgs) {
 /// Everything up to a daemon that listens. As long as `up` holds the returned leash unreleased, its end ends the lab.
 fn begin(state: &StateDir, args: &UpArgs, env: &LabEnv, progress: &Progress) -> Result<UnixStream> {
     let sites = Sites::choose(args)?;
-    let witness = witness(args)?;
     let host = Host::ready(args, &|text| progress.say(text))?;
     if !args.no_wait {
         // Needed at the end; had now, so that a missing one is told before anything is built.
@@ -84,6 +86,7 @@ fn begin(state: &StateDir, args: &UpArgs, env: &LabEnv, progress: &Progress) -> 
     let lock = state.lock()?;
     let before = state.load()?;
     let image = image(state, args, env, progress)?;
+    let witness = witness(state, args, &image, progress)?;
     let grant = host.grant();
     let (backend, kept) = match host {
         Host::Vm { qemu, firmware } => machines_ready(state, args, &image, &sites, qemu, firmware, progress)?,
@@ -198,10 +201,28 @@ fn containers_ready(
     Ok((BackendFile::Container(container::Setup { nft, cgroup, image }), kept))
 }
 
-/// The witness' program, which must be there.
-fn witness(args: &UpArgs) -> Result<Option<PathBuf>> {
-    let Some(program) = &args.witness else { return Ok(None) };
-    fs::canonicalize(program).at("find the witness' program", program).map(Some)
+/// The witness' program: the given one, or the image's own, which runs anywhere.
+fn witness(
+    state: &StateDir,
+    args: &UpArgs,
+    image: &BuiltImage,
+    progress: &Progress,
+) -> Result<Option<PathBuf>> {
+    if args.no_witness {
+        return Ok(None);
+    }
+    if let Some(program) = &args.witness {
+        return fs::canonicalize(program).at("find the witness' program", program).map(Some);
+    }
+    let Some(content) = root::file(&image.raw, WITNESS_PROGRAM)? else {
+        progress.say(&format!("the image has no {WITNESS_PROGRAM}: this lab has no witness"));
+        return Ok(None);
+    };
+    let (program, fresh) = (state.member(WITNESS).join("program"), state.member(WITNESS).join("program.new"));
+    fs::write(&fresh, content).at("write", &fresh)?;
+    fs::set_permissions(&fresh, fs::Permissions::from_mode(0o755)).at("set the mode of", &fresh)?;
+    fs::rename(&fresh, &program).at("rename into place", &program)?;
+    Ok(Some(program))
 }
 
 fn image(state: &StateDir, args: &UpArgs, env: &LabEnv, progress: &Progress) -> Result<BuiltImage> {

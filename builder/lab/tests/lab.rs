@@ -4,18 +4,18 @@
 #![allow(clippy::disallowed_methods, reason = "a test drives programs and waits for them")]
 #![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
+mod support;
+
 use std::fs;
-use std::os::unix::fs::{FileExt, PermissionsExt, chown};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
 
 use dyad_formats::fat;
 use dyad_gpt::{Guid, Partition, Table, types};
+use support::{User, wait};
 
-/// Nobody: any user that is not root.
-const UID: u32 = 65534;
 /// Firmware and its shell under translation, on a host that does other things too.
 const BOOT: Duration = Duration::from_secs(240);
 
@@ -24,67 +24,15 @@ const STARTUP: &str = "@echo -off\r\n\
     connect -r\r\n\
     ifconfig -s eth0 static 10.77.0.11 255.255.255.0 10.77.0.1\r\n";
 
-struct User {
-    home: tempfile::TempDir,
-    program: PathBuf,
-    drop: bool,
+/// A lab with the firmware's shell as the guest.
+trait Shell {
+    fn up(&self, state: &str, image: &Path);
+    fn pings(&self, state: &str) -> bool;
+    fn wait_for_ping(&self, state: &str);
+    fn power(&self, state: &str) -> String;
 }
 
-impl User {
-    /// A user with an empty home, and the program where that user can read it.
-    fn new() -> Self {
-        let built = std::env::current_exe().unwrap().with_file_name("lab");
-        let built = built.parent().unwrap().parent().unwrap().join("examples/lab");
-        let home = tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o755)).tempdir().unwrap();
-        let program = home.path().join("lab");
-        // A copy made by this process could still be open for writing in what another test has just forked: ETXTBSY.
-        let copied = Command::new("cp").arg(&built).arg(&program).status().unwrap();
-        assert!(copied.success(), "{} is not there", built.display());
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        let drop = nix::unistd::geteuid().is_root();
-        if drop {
-            chown(home.path(), Some(UID), Some(UID)).unwrap();
-        }
-        User { home, program, drop }
-    }
-
-    fn run(&self, state: &str, args: &[&str]) -> Output {
-        let mut command = match self.drop {
-            true => {
-                let mut setpriv = Command::new("setpriv");
-                let id = UID.to_string();
-                setpriv.args(["--reuid", &id, "--regid", &id, "--clear-groups"]).arg(&self.program);
-                setpriv
-            }
-            false => Command::new(&self.program),
-        };
-        let state = self.state(state);
-        command
-            .arg("lab")
-            .arg("--state")
-            .arg(state)
-            .args(args)
-            .env("HOME", self.home.path())
-            .output()
-            .unwrap()
-    }
-
-    fn state(&self, name: &str) -> PathBuf {
-        self.home.path().join(name)
-    }
-
-    fn ok(&self, state: &str, args: &[&str]) -> String {
-        let out = self.run(state, args);
-        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
-        String::from_utf8(out.stdout).unwrap()
-    }
-
-    fn refused(&self, state: &str, args: &[&str]) -> String {
-        let out = self.run(state, args);
-        assert_eq!(out.status.code(), Some(1), "{args:?} was to be refused");
-        String::from_utf8(out.stderr).unwrap()
-    }
-
+impl Shell for User {
     fn up(&self, state: &str, image: &Path) {
         let image = image.to_str().unwrap();
         let args = ["up", "--image", image, "--no-site", "--no-wait", "--accel", "tcg", "--nodes", "1"];
@@ -103,23 +51,6 @@ impl User {
         let status: serde_json::Value = serde_json::from_str(&self.ok(state, &["status", "--json"])).unwrap();
         assert_eq!(status["protection"], "DOWN", "a guest without a supervisor serves nothing");
         status["nodes"][0]["power"].as_str().unwrap().to_owned()
-    }
-
-    /// Processes whose command line names a state directory.
-    fn processes(&self, state: &str) -> Vec<(i32, String)> {
-        let state = self.state(state).to_str().unwrap().to_owned();
-        let pids =
-            fs::read_dir("/proc").unwrap().filter_map(|e| e.unwrap().file_name().to_str()?.parse().ok());
-        let command = |pid: i32| Some((pid, fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?));
-        pids.filter_map(command).filter(|(_, c)| c.contains(&state)).collect()
-    }
-}
-
-fn wait(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
-        sleep(Duration::from_millis(200));
     }
 }
 
@@ -148,7 +79,7 @@ fn image(path: &Path) {
 
 #[test]
 fn from_up_to_down() {
-    let user = User::new();
+    let user = User::ordinary();
     let disk = user.home.path().join("image.raw");
     image(&disk);
     assert!(user.refused("one", &["status"]).contains("no lab is up"));
@@ -243,7 +174,7 @@ fn a_killed_lab_leaves_nothing_and_comes_up_again(user: &User, disk: &Path) {
 
 #[test]
 fn a_lab_whose_up_dies_is_ended() {
-    let user = User::new();
+    let user = User::ordinary();
     let disk = user.home.path().join("image.raw");
     image(&disk);
     let state = user.state("leash");
@@ -265,7 +196,7 @@ fn a_lab_whose_up_dies_is_ended() {
 
 #[test]
 fn bad_input_is_refused_before_anything_is_made() {
-    let user = User::new();
+    let user = User::ordinary();
     let site = user.home.path().join("site.toml");
     fs::write(&site, "cluster = \"x\"\nprofil = \"wan\"\n").unwrap();
     let text = user.refused("bad", &["up", "--image", "/nonexistent", "--site", site.to_str().unwrap()]);
