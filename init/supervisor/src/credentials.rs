@@ -13,13 +13,18 @@ const VERSION: u32 = 1;
 
 /// Why there are no passwords.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum CredentialsError {
+pub enum CredentialsError {
     /// The file is not what was written. A new one would lock applications out, so that is left to a human.
     #[error(
         "{path} is damaged ({why}); it is left alone, restore it or remove it to have new passwords made",
         path = .path.display()
     )]
-    Damaged { path: PathBuf, why: String },
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// Position or version.
+        why: String,
+    },
     /// The kernel gave no random bytes.
     #[error("random bytes: {0}")]
     Random(rustix::io::Errno),
@@ -80,6 +85,17 @@ pub(crate) fn load(path: &Path) -> Result<BTreeMap<String, Credential>, Credenti
         return Err(damaged(format!("version {}, this program reads {VERSION}", stored.version)));
     }
     Ok(stored.roles)
+}
+
+/// Takes over the passwords that the other node of a pair made: its data holds their verifiers.
+pub(crate) fn adopt(path: &Path, bytes: &[u8]) -> Result<(), CredentialsError> {
+    let new = path.with_extension("adopted");
+    let dir = path.parent().expect("the credentials file is in a directory");
+    files::ensure_dir(dir, Access::own(0o700))?;
+    files::write(&new, bytes, Access::own(0o600))?;
+    load(&new)?;
+    files::write(path, bytes, Access::own(0o600))?;
+    Ok(files::remove(&new)?)
 }
 
 fn generate() -> Result<Credential, CredentialsError> {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// A step on a file that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{step} {path}: {source}", path = .path.display())]
-pub(crate) struct FileError {
+pub struct FileError {
     step: &'static str,
     path: PathBuf,
     source: io::Error,
@@ -103,6 +103,15 @@ pub(crate) fn ensure_dir(path: &Path, access: Access) -> Result<(), FileError> {
     }
     std::os::unix::fs::lchown(path, Some(access.uid), Some(access.gid)).at("change the owner of", path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(access.mode)).at("change the mode of", path)
+}
+
+/// Removes a file, durably; nothing if there is none.
+pub(crate) fn remove(path: &Path) -> Result<(), FileError> {
+    match fs::remove_file(path) {
+        Ok(()) => sync_dir(path.parent().expect("paths of ours have a parent")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).at("remove", path),
+    }
 }
 
 /// The bytes of a file, `None` if there is none.

@@ -1,21 +1,4 @@
-//! The supervisor: brings PostgreSQL up and keeps it up, answers operators. PID 1 starts, stops and runs everything for
-//! it, so it can be killed and replaced at any moment without touching what runs.
-//!
 //! `supervisor [--root DIR]`: all paths below DIR instead of `/`, for tests.
-
-mod clock;
-mod credentials;
-mod files;
-mod log;
-mod network;
-mod node;
-mod notify;
-mod operator;
-mod paths;
-mod pg;
-mod pid1;
-mod site;
-mod status;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -28,7 +11,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match node::run(paths::Paths::new(&root)) {
+    match supervisor::run(&root) {
         Ok(never) => match never {},
         Err(error) => {
             eprintln!("supervisor: {error}");

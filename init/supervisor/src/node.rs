@@ -25,11 +25,14 @@ use crate::{log, network};
 
 /// Why the supervisor cannot run at all. PID 1 starts it again.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum StartError {
+pub enum StartError {
+    /// A thread or the event loop.
     #[error("start a thread for the log, or the event loop: {0}")]
     Runtime(std::io::Error),
+    /// The operator socket.
     #[error("make the operator socket: {0}")]
     Socket(std::io::Error),
+    /// A file.
     #[error(transparent)]
     File(#[from] FileError),
 }

@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 
 /// Paths of one appliance root.
 #[derive(Debug, Clone)]
-pub(crate) struct Paths {
+pub struct Paths {
     root: PathBuf,
 }
 
 impl Paths {
     /// Below `root`; `/` on the appliance.
-    pub(crate) fn new(root: &Path) -> Self {
+    pub fn new(root: &Path) -> Self {
         Self { root: root.to_path_buf() }
     }
 
@@ -25,7 +25,7 @@ impl Paths {
     }
 
     /// PID 1's control socket.
-    pub(crate) fn init_socket(&self) -> PathBuf {
+    pub fn init_socket(&self) -> PathBuf {
         self.at(dyad_api::control::SOCKET)
     }
 
@@ -57,6 +57,36 @@ impl Paths {
     /// Where initdb works until its result is whole.
     pub(crate) fn pg_new(&self) -> PathBuf {
         self.at("/data/pg/main.new")
+    }
+
+    /// Where a copy of the peer's data grows until it is whole.
+    pub(crate) fn pg_clone(&self) -> PathBuf {
+        self.at("/data/pg/main.clone")
+    }
+
+    /// Which copy of the data this volume holds.
+    pub(crate) fn pg_generation(&self) -> PathBuf {
+        self.at("/data/pg/generation")
+    }
+
+    /// Room that is given up when the volume is full.
+    pub(crate) fn pg_reserve(&self) -> PathBuf {
+        self.at("/data/pg/reserve")
+    }
+
+    /// Name of the standby that commits wait for, over a restart of this machine.
+    pub(crate) fn pg_sync(&self) -> PathBuf {
+        self.at("/state/supervisor/postgresql-sync")
+    }
+
+    /// This node's key and certificate for PostgreSQL.
+    pub(crate) fn pg_identity(&self) -> PathBuf {
+        self.at("/state/supervisor/postgresql.pem")
+    }
+
+    /// The library that keeps commits from being answered too early.
+    pub(crate) fn pg_guard(&self) -> PathBuf {
+        self.at("/usr/lib/postgresql/15/lib/dyad_guard.so")
     }
 
     /// PostgreSQL's configuration: outside the cluster directory, so that no clone or rewind ever carries it along.

@@ -25,7 +25,7 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Why PID 1 gave no answer.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Pid1Error {
+pub enum Pid1Error {
     /// No connection, or it broke before the answer came: the request may have been carried out.
     #[error("no connection to PID 1")]
     Disconnected,
@@ -105,14 +105,14 @@ struct Order {
 
 /// A handle; clones share the connection.
 #[derive(Clone)]
-pub(crate) struct Pid1 {
+pub struct Pid1 {
     orders: mpsc::Sender<Order>,
     view: watch::Receiver<View>,
 }
 
 impl Pid1 {
     /// Starts the task that keeps the connection. Must run inside a local task set.
-    pub(crate) fn start(socket: PathBuf) -> Self {
+    pub fn start(socket: PathBuf) -> Self {
         let (orders, queue) = mpsc::channel(ORDERS_MAX);
         let (publish, view) = watch::channel(View::default());
         tokio::task::spawn_local(keep(socket, queue, publish));

@@ -8,12 +8,13 @@ use crate::scalar::Text;
 use crate::scalar::{ByteSize, SqlName};
 
 /// Settings that the appliance decides: durability and replication rest on them, or paths and ports do.
-const MANAGED: [&str; 46] = [
+const MANAGED: [&str; 47] = [
     "archive_cleanup_command",
     "cluster_name",
     "config_file",
     "data_directory",
     "data_sync_retry",
+    "dyad_guard.async_roles",
     "event_source",
     "external_pid_file",
     "fsync",
@@ -118,6 +119,10 @@ pub(super) fn check(raw: &RawPostgresql, found: &mut Found) -> Postgresql {
 }
 
 fn reserved(name: &At<SqlName>, words: &[&str], kind: &str, found: &mut Found) {
+    if name.as_str().starts_with("dyad_") {
+        let title = format!("`{name}` cannot be the name of a {kind}");
+        found.at(&name.span, title, "names that begin with `dyad_` are the appliance's own");
+    }
     if words.contains(&name.as_str()) {
         let title = format!("`{name}` cannot be the name of a {kind}");
         found.at(&name.span, title, "it has a meaning of its own in PostgreSQL");

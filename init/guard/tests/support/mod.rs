@@ -2,13 +2,16 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests start processes and read the clock")]
 
+mod library;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::LazyLock;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
+
+pub(crate) use library::library;
 
 /// For anything that must happen: a loaded machine may take long.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -16,26 +19,15 @@ const BIN: &str = "/usr/lib/postgresql/15/bin";
 /// Ends an answer; psql prints it after the statement.
 const MARK: &str = "--answered--";
 
-/// The library that is tested. Cargo links none for the tests of a library that is nothing but a `cdylib`.
-pub(crate) fn library() -> PathBuf {
-    static BUILT: LazyLock<PathBuf> = LazyLock::new(|| {
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guard");
-        let built = Command::new(env!("CARGO"))
-            .args(["build", "--locked", "--offline", "--package", "dyad-guard", "--target-dir"])
-            .arg(&target)
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .output()
-            .unwrap();
-        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-        target.join("debug/libdyad_guard.so")
-    });
-    BUILT.clone()
-}
-
-/// As a user who is not root, whoever runs the test, in a network of its own.
+/// As the system user `postgres`, whoever runs the test, in a network of its own: a server needs a user with a name.
 fn command(program: &str) -> Command {
+    let passwd = fs::read_to_string("/etc/passwd").unwrap();
+    let line = passwd.lines().find(|line| line.starts_with("postgres:"));
+    let ids: Vec<&str> =
+        line.expect("the package postgresql-15 is installed").split(':').skip(2).take(2).collect();
+    let (user, group) = (format!("--map-user={}", ids[0]), format!("--map-group={}", ids[1]));
     let mut command = Command::new("/usr/bin/unshare");
-    command.args(["--user", "--map-user=1001", "--map-group=1001", "--net", "--", program]);
+    command.args(["--user", &user, &group, "--net", "--", program]);
     command.env("LC_ALL", "C");
     command
 }

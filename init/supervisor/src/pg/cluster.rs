@@ -26,16 +26,33 @@ const BUSY_TRIES: u32 = 150;
 
 /// Why there is no cluster directory to start.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ClusterError {
+pub enum ClusterError {
     /// Data of another major version.
     #[error("{path} holds a cluster of PostgreSQL {found:?}, this image runs {MAJOR}; it is left alone", path = .path.display())]
-    Version { path: PathBuf, found: String },
+    Version {
+        /// Cluster directory.
+        path: PathBuf,
+        /// Its version.
+        found: String,
+    },
     /// Files, but no cluster.
     #[error("{path} is not empty and holds no PG_VERSION (first entry: {found:?}); it is left alone, an empty or absent directory is accepted", path = .path.display())]
-    Foreign { path: PathBuf, found: String },
+    Foreign {
+        /// Cluster directory.
+        path: PathBuf,
+        /// What lies there.
+        found: String,
+    },
     /// A program failed.
     #[error("{program} {how}: {stderr}")]
-    Program { program: &'static str, how: String, stderr: String },
+    Program {
+        /// Which.
+        program: &'static str,
+        /// Its end.
+        how: String,
+        /// What it said.
+        stderr: String,
+    },
     /// initdb says it is done, and it is not.
     #[error("initdb ended well but {path} is missing", path = .0.display())]
     Incomplete(PathBuf),
@@ -59,7 +76,7 @@ impl Tools<'_> {
         let oneshot = Oneshot {
             name: name.to_owned(),
             exec,
-            env: vec![("TZ".into(), "UTC".into())],
+            env: vec![("TZ".into(), "UTC".into()), ("LC_ALL".into(), "C".into())],
             uid: self.owner.uid,
             gid: self.owner.gid,
             cwd: self.paths.pg_volume().display().to_string(),
@@ -77,6 +94,30 @@ impl Tools<'_> {
                 other => return other,
             }
         }
+    }
+
+    /// Runs one of PostgreSQL's programs to its end; its standard output when that ended well.
+    pub(crate) async fn program(
+        &self,
+        program: &'static str,
+        arguments: Vec<String>,
+        deadline: Duration,
+    ) -> Result<String, ClusterError> {
+        let finished = self.finish(program, arguments, deadline).await?;
+        expect_success(program, finished)
+    }
+
+    /// The same, however it ended.
+    pub(crate) async fn finish(
+        &self,
+        program: &'static str,
+        arguments: Vec<String>,
+        deadline: Duration,
+    ) -> Result<Finished, ClusterError> {
+        let mut exec = vec![bin(program)];
+        exec.extend(arguments);
+        let deadline_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX);
+        Ok(self.run(program, exec, deadline_ms).await?)
     }
 
     /// Has the server read its configuration and stop; the error is its own text.
@@ -137,7 +178,7 @@ fn bin(program: &str) -> String {
 }
 
 /// Whether the directory holds a cluster of our version; an error if it holds anything else.
-fn is_cluster(main: &Path) -> Result<bool, ClusterError> {
+pub(crate) fn is_cluster(main: &Path) -> Result<bool, ClusterError> {
     if let Some(version) = files::read_plain(&main.join("PG_VERSION"))? {
         let found = version.trim().to_owned();
         return if found == MAJOR {
@@ -160,7 +201,7 @@ fn is_cluster(main: &Path) -> Result<bool, ClusterError> {
     }
 }
 
-fn remove_tree(path: &Path) -> Result<(), FileError> {
+pub(crate) fn remove_tree(path: &Path) -> Result<(), FileError> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result.at("remove", path),

@@ -7,6 +7,7 @@ use crate::paths::Paths;
 use crate::pg::Owner;
 use crate::pg::hba;
 use crate::pg::settings::{Machine, Settings, repair_auto_conf};
+use crate::pg::stance::Stance;
 
 /// Everything that the files say.
 #[derive(Debug)]
@@ -18,9 +19,9 @@ pub(crate) struct Config {
 
 impl Config {
     /// From what is declared.
-    pub(crate) fn declared(machine: Machine, paths: &Paths, site: &Postgresql) -> Self {
-        let settings = Settings::declared(machine, paths, site);
-        Self { conf: settings.render(), hba: hba::render(&site.access), settings }
+    pub(crate) fn declared(machine: Machine, paths: &Paths, site: &Postgresql, stance: &Stance) -> Self {
+        let settings = Settings::declared(machine, paths, site, stance);
+        Self { conf: settings.render(), hba: hba::render(&site.access, stance), settings }
     }
 
     /// Makes the files say it. Returns what had to be written, in words; nothing on a second run.

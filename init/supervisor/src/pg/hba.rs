@@ -2,17 +2,22 @@
 
 use dyad_spec::site::Access;
 
+use crate::pg::stance::Stance;
+
 /// Text of `pg_ident.conf`: root and postgres are the superuser over the unix socket.
 pub(crate) const IDENT: &str = "# Written by the supervisor; what is changed here is put back.\n\
      dyad root postgres\n\
      dyad postgres postgres\n";
 
 /// Text of `pg_hba.conf`. Without rules of the site every network that the node itself is in may try with a password.
-pub(crate) fn render(rules: &[Access]) -> String {
+pub(crate) fn render(rules: &[Access], stance: &Stance) -> String {
     let mut out = String::from(
         "# Written by the supervisor; what is changed here is put back. Rules belong in the site file.\n\
-         local all postgres peer map=dyad\n\
-         local all all scram-sha-256\n\
+         local all postgres peer map=dyad\n",
+    );
+    out.push_str(&stance.access());
+    out.push_str(
+        "local all all scram-sha-256\n\
          # The superuser has no password and never comes over the network.\n\
          host all postgres all reject\n",
     );
@@ -39,7 +44,7 @@ mod tests {
 
     #[test]
     fn without_rules_the_nodes_own_networks_may_try() {
-        assert_eq!(render(&[]), include_str!("../../tests/golden/pg_hba_default.conf"));
+        assert_eq!(render(&[], &Stance::alone()), include_str!("../../tests/golden/pg_hba_default.conf"));
     }
 
     #[test]
@@ -52,6 +57,6 @@ mod tests {
         };
         let rules =
             [rule("shop", "app", [10, 0, 0, 0], 24, false), rule("all", "+staff", [192, 0, 2, 7], 32, true)];
-        assert_eq!(render(&rules), include_str!("../../tests/golden/pg_hba_site.conf"));
+        assert_eq!(render(&rules, &Stance::alone()), include_str!("../../tests/golden/pg_hba_site.conf"));
     }
 }

@@ -21,6 +21,7 @@ use crate::pg::crashes::Crashes;
 use crate::pg::probe::{self, Misses, Probe, Prober, Verdict};
 use crate::pg::session::{Address, Session, SqlError};
 use crate::pg::settings::Machine;
+use crate::pg::stance::Stance;
 use crate::pg::{Owner, SERVICE, roles};
 use crate::pid1::{Pid1, Pid1Error, View, is_alive};
 
@@ -191,7 +192,7 @@ impl Manager {
         if tools.ensure_cluster().await? {
             tracing::info!("the database cluster is made");
         }
-        let config = Config::declared(machine(&self.paths), &self.paths, &self.site);
+        let config = Config::declared(Machine::of(&self.paths), &self.paths, &self.site, &Stance::alone());
         let was_running = self.alive();
         let written = config.apply(&self.paths, self.owner)?;
         if !was_running {
@@ -356,13 +357,7 @@ impl Manager {
             let texts: Vec<String> = errors.into_iter().flatten().flatten().collect();
             return Err(PassError::Configuration(texts.join("; ")));
         }
-        let loaded = "select pg_catalog.pg_conf_load_time()";
-        let before = session.value(SQL_DEADLINE, loaded).await?;
-        session.execute(SQL_DEADLINE, "select pg_catalog.pg_reload_conf()").await?;
-        let start = Instant::now();
-        while session.value(SQL_DEADLINE, loaded).await? == before && start.elapsed() < SQL_DEADLINE {
-            sleep(CONNECT_INTERVAL).await;
-        }
+        session.reload(SQL_DEADLINE).await?;
         let pending = "select name from pg_catalog.pg_settings where pending_restart order by name";
         let pending: Vec<String> =
             session.rows(SQL_DEADLINE, pending).await?.into_iter().flatten().flatten().collect();
@@ -489,13 +484,4 @@ impl Manager {
             Err(error) => Err(error.into()),
         }
     }
-}
-
-/// Sizes of this machine; a size that cannot be read counts as small.
-fn machine(paths: &Paths) -> Machine {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kib: u64 = total.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0);
-    let volume = rustix::fs::statvfs(paths.pg_volume()).map_or(0, |fs| fs.f_blocks * fs.f_frsize);
-    Machine { memory_bytes: kib * 1024, volume_bytes: volume }
 }

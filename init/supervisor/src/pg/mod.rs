@@ -1,14 +1,33 @@
 //! PostgreSQL on this node: from an empty volume to a server that takes writes, and back to it after whatever happened.
 
+pub mod adapter;
 pub(crate) mod cluster;
 pub(crate) mod config;
+pub(crate) mod control;
+pub(crate) mod copy;
 pub(crate) mod crashes;
 pub(crate) mod hba;
+pub mod health;
+pub(crate) mod history;
+pub(crate) mod identity;
+pub(crate) mod lsn;
 pub(crate) mod manager;
+pub(crate) mod peer;
 pub(crate) mod probe;
+pub(crate) mod protect;
+pub(crate) mod rejoin;
 pub(crate) mod roles;
+pub mod room;
 pub(crate) mod session;
 pub(crate) mod settings;
+pub(crate) mod stance;
+pub(crate) mod standby;
+pub(crate) mod wal;
+
+pub use adapter::{Control, PgError, Relation, Server};
+pub use cluster::ClusterError;
+pub use lsn::Lsn;
+pub use stance::{Pair, Peer};
 
 /// Name of PostgreSQL's service in the image.
 pub(crate) const SERVICE: &str = "postgresql";
@@ -17,16 +36,16 @@ pub(crate) const MAJOR: &str = "15";
 
 /// The system user that PostgreSQL runs as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Owner {
+pub struct Owner {
     /// User.
-    pub(crate) uid: u32,
+    pub uid: u32,
     /// Group.
-    pub(crate) gid: u32,
+    pub gid: u32,
 }
 
 impl Owner {
     /// The line of `postgres` in an `/etc/passwd`.
-    pub(crate) fn from_passwd(passwd: &str) -> Option<Self> {
+    pub fn from_passwd(passwd: &str) -> Option<Self> {
         let line = passwd.lines().find(|line| line.starts_with("postgres:"))?;
         let mut fields = line.split(':').skip(2).map(str::parse);
         Some(Self { uid: fields.next()?.ok()?, gid: fields.next()?.ok()? })

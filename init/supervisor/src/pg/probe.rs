@@ -21,6 +21,10 @@ pub(crate) const fn deadline(profile: Profile) -> Duration {
     Duration::from_millis((profile.t_ms() / MISSES_MAX) as u64)
 }
 
+/// Processes that a primary cannot do without.
+const PROCESSES: &str = "select pid, backend_type from pg_catalog.pg_stat_activity \
+     where backend_type in ('checkpointer', 'walwriter', 'background writer', 'startup')";
+
 /// How one half of a probe went.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Outcome {
@@ -148,6 +152,22 @@ impl Prober {
         }
         let took_ms = u32::try_from(start.elapsed().as_millis()).unwrap_or(u32::MAX);
         Probe { write: write.into(), connect: connect.into(), took_ms }
+    }
+}
+
+impl Prober {
+    /// A process of the server that is stopped, over the kept connection: a stopped checkpointer lets writes go on, and
+    /// blocks whatever waits for a checkpoint or a setting.
+    pub(crate) async fn stopped(&self) -> Option<String> {
+        let rows = self.kept.as_ref()?.rows(self.deadline, PROCESSES).await.ok()?;
+        rows.into_iter().find_map(|row| {
+            let mut values = row.into_iter().flatten();
+            let (pid, name) = (values.next()?, values.next()?);
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            // The state follows the name, which is in parentheses and may hold any letter.
+            let state = stat.rsplit_once(')')?.1.trim_start().chars().next()?;
+            matches!(state, 'T' | 't').then(|| format!("the {name} is stopped"))
+        })
     }
 }
 

@@ -7,6 +7,7 @@ use dyad_spec::site::{Database, SqlRole};
 
 use crate::credentials::Credential;
 use crate::pg::session::{Session, SqlError, identifier, literal};
+use crate::pg::stance::{REPLICATION, REWIND};
 
 /// Creating a database copies its template, on a slow disk some seconds.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -50,6 +51,41 @@ pub(crate) async fn ensure(
         };
         session.execute(DEADLINE, &statement).await?;
         done.push(format!("{what} database {name}"));
+    }
+    Ok(done)
+}
+
+/// The two roles that the other node logs in as. The second may do what `pg_rewind` needs and nothing else.
+pub(crate) async fn ensure_own(
+    session: &Session,
+    credentials: &BTreeMap<String, Credential>,
+) -> Result<Vec<String>, SqlError> {
+    let query =
+        "select rolname, rolcanlogin, rolsuper, rolreplication, rolpassword from pg_catalog.pg_authid";
+    let found = by_name(session.rows(DEADLINE, query).await?);
+    let mut done = Vec::new();
+    for (role, replication) in [(REPLICATION, true), (REWIND, false)] {
+        let Some(credential) = credentials.get(role) else { continue };
+        let flag = |set: bool| Some(if set { "t" } else { "f" }.to_owned());
+        let declared = [flag(true), flag(false), flag(replication), Some(credential.verifier.clone())];
+        let verb = match found.get(role) {
+            Some(values) if *values == declared => continue,
+            Some(_) => "alter",
+            None => "create",
+        };
+        let replication = if replication { "replication" } else { "noreplication" };
+        let password = literal(&credential.verifier);
+        let statement = format!("{verb} role {role} login nosuperuser {replication} password {password}");
+        session.execute(DEADLINE, &statement).await?;
+        done.push(format!("{verb} role {role}"));
+    }
+    let functions = "pg_ls_dir(text, boolean, boolean), pg_stat_file(text, boolean), pg_read_binary_file(text), \
+         pg_read_binary_file(text, bigint, bigint, boolean)";
+    let granted =
+        "select pg_catalog.has_function_privilege('dyad_rewind', 'pg_read_binary_file(text)', 'execute')";
+    if session.value(DEADLINE, granted).await?.as_deref() != Some("t") {
+        session.execute(DEADLINE, &format!("grant execute on function {functions} to {REWIND}")).await?;
+        done.push(format!("grant to role {REWIND}"));
     }
     Ok(done)
 }

@@ -9,15 +9,23 @@ use tokio_postgres::{Client, NoTls};
 
 use crate::paths::Paths;
 
+/// Between two looks whether the server has read its files.
+const RELOAD_INTERVAL: Duration = Duration::from_millis(10);
+
 /// Why a statement or connection failed.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum SqlError {
+pub enum SqlError {
     /// No answer in time.
     #[error("no answer within {} ms", .0.as_millis())]
     Timeout(Duration),
     /// The server answered, with an error.
     #[error("{message} ({code})", code = .code.code())]
-    Server { code: SqlState, message: String },
+    Server {
+        /// SQLSTATE.
+        code: SqlState,
+        /// Text.
+        message: String,
+    },
     /// The connection could not be made, or broke.
     #[error("{0}")]
     Connection(String),
@@ -70,9 +78,9 @@ impl Address {
         let mut config = tokio_postgres::Config::new();
         config.host_path(paths.pg_socket()).port(port).user("postgres").dbname("postgres");
         // Statements that fail are logged by the server: none of ours may bring a password verifier there.
-        config
-            .application_name("dyad-supervisor")
-            .options("-c log_min_error_statement=panic -c standard_conforming_strings=on");
+        config.application_name("dyad-supervisor").options(
+            "-c log_min_error_statement=panic -c standard_conforming_strings=on -c synchronous_commit=local",
+        );
         Self { config }
     }
 
@@ -106,6 +114,21 @@ impl Session {
         Ok(rows
             .map(|row| (0..row.len()).map(|column| row.get(column).map(str::to_owned)).collect())
             .collect())
+    }
+
+    /// Has the server read its files, and waits until it has.
+    pub(crate) async fn reload(&self, deadline: Duration) -> Result<(), SqlError> {
+        let loaded = "select pg_catalog.pg_conf_load_time()";
+        let before = self.value(deadline, loaded).await?;
+        self.execute(deadline, "select pg_catalog.pg_reload_conf()").await?;
+        let end = tokio::time::Instant::now() + deadline;
+        while self.value(deadline, loaded).await? == before {
+            if tokio::time::Instant::now() >= end {
+                return Err(SqlError::Timeout(deadline));
+            }
+            tokio::time::sleep(RELOAD_INTERVAL).await;
+        }
+        Ok(())
     }
 
     /// The first value of the first row.

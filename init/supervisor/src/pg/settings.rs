@@ -6,6 +6,7 @@ use std::path::Path;
 use dyad_spec::site::Postgresql;
 
 use crate::paths::Paths;
+use crate::pg::stance::Stance;
 
 const MIB: u64 = 1024 * 1024;
 
@@ -18,6 +19,17 @@ pub(crate) struct Machine {
     pub(crate) volume_bytes: u64,
 }
 
+impl Machine {
+    /// Sizes of this machine; a size that cannot be read counts as small.
+    pub(crate) fn of(paths: &Paths) -> Self {
+        let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+        let kib: u64 = total.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0);
+        let volume = rustix::fs::statvfs(paths.pg_volume()).map_or(0, |fs| fs.f_blocks * fs.f_frsize);
+        Self { memory_bytes: kib * 1024, volume_bytes: volume }
+    }
+}
+
 /// Settings by name; the value as it stands between the quotes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Settings(BTreeMap<String, String>);
@@ -25,10 +37,11 @@ pub(crate) struct Settings(BTreeMap<String, String>);
 impl Settings {
     /// Everything declared: defaults for this machine, the site's settings over them, and what safety needs, which a
     /// site file cannot name.
-    pub(crate) fn declared(machine: Machine, paths: &Paths, site: &Postgresql) -> Self {
+    pub(crate) fn declared(machine: Machine, paths: &Paths, site: &Postgresql, stance: &Stance) -> Self {
         let mut all = defaults(machine);
         all.extend(site.settings.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())));
         all.extend(fixed(paths, site.port));
+        all.extend(stance.settings(paths));
         Self(all)
     }
 
@@ -91,6 +104,8 @@ fn fixed(paths: &Paths, port: u16) -> Vec<(String, String)> {
     let path = |path: &Path| path.display().to_string();
     [
         ("cluster_name", "main".to_owned()),
+        // A superuser on the machine itself, and the supervisor as one, may choose not to wait.
+        ("dyad_guard.async_roles", "postgres".to_owned()),
         ("fsync", "on".to_owned()),
         ("full_page_writes", "on".to_owned()),
         ("hba_file", path(&paths.pg_config().join("pg_hba.conf"))),
@@ -107,7 +122,7 @@ fn fixed(paths: &Paths, port: u16) -> Vec<(String, String)> {
         ("port", port.to_string()),
         // The supervisor decides what follows a crash: with a standby at hand that is not always a restart.
         ("restart_after_crash", "off".to_owned()),
-        ("ssl", "off".to_owned()),
+        ("shared_preload_libraries", path(&paths.pg_guard())),
         ("synchronous_commit", "on".to_owned()),
         ("unix_socket_directories", path(&paths.pg_socket())),
         ("unix_socket_permissions", "0777".to_owned()),
@@ -153,7 +168,7 @@ mod tests {
     }
 
     fn declared(settings: &[(&str, &str)]) -> Settings {
-        Settings::declared(MACHINE, &Paths::new(Path::new("/")), &site(settings))
+        Settings::declared(MACHINE, &Paths::new(Path::new("/")), &site(settings), &Stance::alone())
     }
 
     #[test]
@@ -171,7 +186,8 @@ mod tests {
 
     #[test]
     fn what_safety_needs_is_refused_in_a_site_file() {
-        for (name, _) in fixed(&Paths::new(Path::new("/")), 5432) {
+        let paths = Paths::new(Path::new("/"));
+        for (name, _) in fixed(&paths, 5432).into_iter().chain(Stance::alone().settings(&paths)) {
             assert!(dyad_spec::site::managed_setting(&name), "a site file must not be able to set {name}");
         }
     }
@@ -180,7 +196,7 @@ mod tests {
     fn sizes_stay_within_their_bounds_on_tiny_and_huge_machines() {
         let render = |memory_bytes, volume_bytes| {
             let machine = Machine { memory_bytes, volume_bytes };
-            Settings::declared(machine, &Paths::new(Path::new("/")), &site(&[])).render()
+            Settings::declared(machine, &Paths::new(Path::new("/")), &site(&[]), &Stance::alone()).render()
         };
         let tiny = render(0, 0);
         assert!(tiny.contains("shared_buffers = '32MB'") && tiny.contains("max_wal_size = '64MB'"), "{tiny}");

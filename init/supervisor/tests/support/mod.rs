@@ -10,6 +10,9 @@
 )]
 
 pub(crate) mod init;
+#[path = "../../../guard/tests/support/library.rs"]
+pub(crate) mod library;
+pub(crate) mod pair;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -25,6 +28,9 @@ use init::TestInit;
 
 /// For anything that must happen: a loaded machine may take long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Set in a test that runs as `postgres` itself; its value is the guard library's path.
+pub(crate) const INSIDE: &str = "DYAD_TEST_INSIDE";
 
 /// A site of one node with a role, a database and settings.
 pub(crate) const SITE: &str = r#"
@@ -42,6 +48,9 @@ owner = "app"
 
 /// `program` as the system user `postgres` in a network of its own.
 pub(crate) fn as_postgres(program: &str) -> Command {
+    if std::env::var_os(INSIDE).is_some() {
+        return Command::new(program);
+    }
     let (uid, gid) = postgres_ids();
     let mut command = Command::new("/usr/bin/unshare");
     command.args([
@@ -82,6 +91,9 @@ impl Node {
             fs::create_dir_all(dir.path().join(path)).unwrap();
         }
         fs::copy("/etc/passwd", dir.path().join("etc/passwd")).unwrap();
+        let guard = std::env::var_os(INSIDE).map_or_else(library::library, PathBuf::from);
+        fs::create_dir_all(dir.path().join("usr/lib/postgresql/15/lib")).unwrap();
+        fs::copy(guard, dir.path().join("usr/lib/postgresql/15/lib/dyad_guard.so")).unwrap();
         if let Some(site) = site {
             fs::write(dir.path().join("efi/dyad/site.toml"), site).unwrap();
         }

@@ -1,0 +1,180 @@
+//! How this server stands to the other one of a pair, as its configuration says it.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use crate::paths::Paths;
+
+/// Role that the standby's receiver and base backups log in as.
+pub(crate) const REPLICATION: &str = "dyad_replication";
+/// Role that reads the holder's files for a rewind and asks where it stands.
+pub(crate) const REWIND: &str = "dyad_rewind";
+/// What names of standbys begin with; the generation of their data follows.
+pub(crate) const STANDBY_PREFIX: &str = "dyad_";
+
+/// The other node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Its name in the site file.
+    pub name: String,
+    /// Where its PostgreSQL answers.
+    pub address: IpAddr,
+    /// Port there.
+    pub port: u16,
+    /// Its certificate, in PEM: the only one that is accepted.
+    pub certificate: String,
+}
+
+/// Both nodes of a pair, seen from this one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pair {
+    /// This node's name in the site file.
+    pub own: String,
+    /// The other one.
+    pub peer: Peer,
+}
+
+/// Name of the slot that a node reads through, on the other one.
+pub(crate) fn slot(node: &str) -> String {
+    let plain = |letter: char| if letter.is_ascii_alphanumeric() { letter.to_ascii_lowercase() } else { '_' };
+    let name: String = node.chars().map(plain).take(50).collect();
+    format!("{STANDBY_PREFIX}{name}")
+}
+
+/// Name of a standby: it names the copy of the data, so that a commit never waits for another copy than the one that
+/// was protected.
+pub(crate) fn standby(generation: u64) -> String {
+    format!("{STANDBY_PREFIX}{generation:016x}")
+}
+
+/// The generation in a standby's name.
+pub(crate) fn generation(standby: &str) -> Option<u64> {
+    let digits = standby.strip_prefix(STANDBY_PREFIX).filter(|digits| digits.len() == 16)?;
+    u64::from_str_radix(digits, 16).ok()
+}
+
+/// What the files say beside site and machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stance {
+    /// `None`: one node.
+    pub(crate) pair: Option<Pair>,
+    /// Name of the standby that commits wait for.
+    pub(crate) sync: Option<String>,
+    /// Clients may connect; otherwise the supervisor and the other node alone.
+    pub(crate) admit: bool,
+    /// New transactions of clients only read.
+    pub(crate) read_only: bool,
+    /// As standby: name under which it receives from the peer.
+    pub(crate) receive: Option<String>,
+}
+
+impl Stance {
+    /// One node, serving.
+    pub(crate) fn alone() -> Self {
+        Self { pair: None, sync: None, admit: true, read_only: false, receive: None }
+    }
+
+    /// Settings that follow.
+    pub(crate) fn settings(&self, paths: &Paths) -> Vec<(String, String)> {
+        let mut all = vec![(
+            "synchronous_standby_names",
+            self.sync.as_ref().map(|name| format!("FIRST 1 (\"{name}\")")).unwrap_or_default(),
+        )];
+        if self.read_only {
+            all.push(("default_transaction_read_only", "on".to_owned()));
+        }
+        let Some(pair) = &self.pair else {
+            all.push(("ssl", "off".to_owned()));
+            return owned(all);
+        };
+        let file = |name: &str| paths.pg_config().join(name).display().to_string();
+        let receive = self.receive.as_ref().map(|name| conninfo(paths, &pair.peer, REPLICATION, name));
+        all.extend([
+            ("ssl", "on".to_owned()),
+            ("ssl_ca_file", String::new()),
+            ("ssl_cert_file", file(OWN_CERTIFICATE)),
+            ("ssl_key_file", file(OWN_KEY)),
+            ("primary_slot_name", slot(&pair.own)),
+            ("primary_conninfo", receive.unwrap_or_default()),
+        ]);
+        owned(all)
+    }
+
+    /// Lines of `pg_hba.conf` that come right after the supervisor's own. The same on both nodes but for the address.
+    pub(crate) fn access(&self) -> String {
+        let mut out = String::new();
+        if let Some(Pair { peer, .. }) = &self.pair {
+            let prefix = if peer.address.is_ipv4() { 32 } else { 128 };
+            for (database, role) in [("replication", REPLICATION), ("postgres", REWIND)] {
+                out += &format!("hostssl {database} {role} {}/{prefix} scram-sha-256\n", peer.address);
+            }
+            out += &format!(
+                "local all {REPLICATION},{REWIND} reject\nhost all {REPLICATION},{REWIND} all reject\n"
+            );
+            out += "host replication all all reject\n";
+        }
+        if !self.admit {
+            out += "# Held back until the other node has what this one recovered.\n\
+                    local all all reject\nhost all all all reject\n";
+        }
+        out
+    }
+}
+
+fn owned(all: Vec<(&str, String)>) -> Vec<(String, String)> {
+    all.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// Names of files beside `postgresql.conf`.
+pub(crate) const OWN_CERTIFICATE: &str = "server.crt";
+/// The key of it.
+pub(crate) const OWN_KEY: &str = "server.key";
+/// The peer's certificate.
+pub(crate) const PEER_CERTIFICATE: &str = "peer.crt";
+/// Passwords for the peer's server.
+pub(crate) const PASSWORDS: &str = "peer.pgpass";
+
+/// How to reach the peer's server: TLS with the pinned certificate, the password from its file, and a dead connection
+/// noticed in seconds.
+pub(crate) fn conninfo(paths: &Paths, peer: &Peer, role: &str, application: &str) -> String {
+    let file = |name: &str| value(&paths.pg_config().join(name));
+    format!(
+        "host={} port={} user={role} dbname=postgres application_name={application} passfile={} sslmode=verify-ca \
+         sslrootcert={} channel_binding=require gssencmode=disable connect_timeout=2 \
+         keepalives_idle=1 keepalives_interval=1 keepalives_count=3 tcp_user_timeout=3000",
+        peer.address,
+        peer.port,
+        file(PASSWORDS),
+        file(PEER_CERTIFICATE),
+    )
+}
+
+fn value(path: &Path) -> String {
+    format!("'{}'", path.display().to_string().replace('\\', "\\\\").replace('\'', "\\'"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_slots_and_standbys() {
+        assert_eq!(slot("Node-A.x"), "dyad_node_a_x");
+        assert_eq!(generation(&standby(0xfeed)), Some(0xfeed));
+        for other in ["walreceiver", "dyad_", "dyad_00000000000000zz", "dyad_0000000000000000a"] {
+            assert_eq!(generation(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_held_server_admits_replication_and_nobody_else() {
+        let peer =
+            Peer { name: "b".into(), address: [192, 0, 2, 2].into(), port: 5432, certificate: String::new() };
+        let stance = Stance { pair: Some(Pair { own: "a".into(), peer }), admit: false, ..Stance::alone() };
+        let text = crate::pg::hba::render(&[], &stance);
+        assert_eq!(text, include_str!("../../tests/golden/pg_hba_held.conf"));
+        assert!(
+            !crate::pg::hba::render(&[], &Stance { admit: true, ..stance }).contains("local all all reject")
+        );
+    }
+}

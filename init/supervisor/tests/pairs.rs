@@ -1,0 +1,201 @@
+//! Stories of two nodes with real servers: protected, lost, taken over, and back.
+
+#![allow(clippy::disallowed_methods, reason = "tests start programs of PostgreSQL")]
+
+mod support;
+
+use std::fs;
+use std::process::Command;
+
+use rustix::process::{Signal, kill_process};
+use supervisor::pg::health::Probes;
+use supervisor::pg::{PgError, Relation};
+use support::pair::{protect, protected, story, until};
+
+#[test]
+fn a_killed_primary_is_replaced_and_comes_back_by_rewind() {
+    story("a_killed_primary_is_replaced_and_comes_back_by_rewind", async |a, b| {
+        protected(&a, &b).await;
+        let tls = a.sql("select string_agg(ssl::text || version, ',') from pg_stat_ssl join pg_stat_replication using (pid)");
+        assert_eq!(tls, "trueTLSv1.3");
+        a.sql("insert into ledger select generate_series(1, 100)");
+        // One more that the standby never gets: it is not acknowledged.
+        b.server.stop_following().await.unwrap();
+        let mut lost = a.begin("insert into ledger values (101)");
+        until(&a, "the wait for the standby", async || {
+            (a.sql("select count(*) from pg_stat_activity where wait_event = 'SyncRep'") == "1").then_some(())
+        })
+        .await;
+        a.crash().await;
+        assert!(!lost.wait().unwrap().success(), "never acknowledged");
+
+        b.server.promote().await.unwrap();
+        assert_eq!(b.sql("select count(*), max(id) from ledger"), "100|100");
+        assert_eq!(b.server.look().await.unwrap().timeline, 2);
+        let early = a.server.inspect().await.unwrap();
+        assert!([Relation::TooEarly, Relation::Diverged].contains(&early), "{early:?}");
+        b.server.checkpoint().await.unwrap();
+        b.sql("insert into ledger values (200)");
+        assert_eq!(a.server.inspect().await.unwrap(), Relation::Diverged);
+        let before = a.server.control().await.unwrap().unwrap();
+        let kept = a.server.rewind("7").await.unwrap();
+        let after = a.server.control().await.unwrap().unwrap();
+        assert_eq!(before.system, after.system);
+        assert_ne!(before.generation, after.generation, "other data");
+        a.server.follow().await.unwrap();
+        protect(&b, &a).await;
+        b.sql("insert into ledger values (201)");
+        let same = "select count(*), sum(id) from ledger";
+        until(&a, "replay", async || (a.sql(same) == b.sql(same)).then_some(())).await;
+        assert_eq!(a.sql("select count(*) from ledger where id = 101"), "0");
+
+        // The tail is exactly the commit that nobody was told of.
+        assert_eq!(kept, a.path("data/pg/quarantine-7"));
+        let tail: serde_json::Value =
+            serde_json::from_slice(&fs::read(kept.join("tail.json")).unwrap()).unwrap();
+        assert_eq!(tail["system_identifier"].as_u64(), Some(after.system));
+        let output = Command::new("/usr/lib/postgresql/15/bin/pg_waldump")
+            .args(["-t", "1", "-s", tail["from"].as_str().unwrap(), "-p"])
+            .arg(&kept)
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let of = |kind: &str| text.lines().filter(|line| line.contains(kind)).count();
+        assert_eq!((of("desc: COMMIT"), of("rmgr: Heap")), (1, 1), "{text}");
+    });
+}
+
+#[test]
+fn without_its_standby_a_primary_goes_on_only_when_told_and_holds_back_after_a_restart() {
+    story(
+        "without_its_standby_a_primary_goes_on_only_when_told_and_holds_back_after_a_restart",
+        async |a, b| {
+            protected(&a, &b).await;
+            b.server.kill().await.unwrap();
+            let mut waits = a.begin("insert into ledger values (1)");
+            until(&a, "the wait for the standby", async || {
+                (a.sql("select count(*) from pg_stat_activity where wait_event = 'SyncRep'") == "1")
+                    .then_some(())
+            })
+            .await;
+            assert!(waits.try_wait().unwrap().is_none());
+            a.server.drop_sync().await.unwrap();
+            assert!(waits.wait().unwrap().success(), "let go");
+            a.sql("insert into ledger values (2)");
+
+            assert_eq!(b.server.inspect().await.unwrap(), Relation::Streams);
+            b.server.follow().await.unwrap();
+            protect(&a, &b).await;
+
+            // A restart in Sync: the standby is away, and nobody is let in.
+            b.server.kill().await.unwrap();
+            a.crash().await;
+            a.server.serve(true).await.unwrap();
+            assert!(a.client("select 1").unwrap_err().contains("pg_hba.conf rejects connection"));
+            assert!(matches!(a.server.canary().await, Err(PgError::Late { .. })));
+            b.server.follow().await.unwrap();
+            a.server.canary().await.unwrap();
+            a.server.admit().await.unwrap();
+            until(&a, "a client", async || a.client("select 1").ok()).await;
+
+            a.server.limit_writes(true).await.unwrap();
+            until(&a, "read only", async || a.client("create table x (id int)").err()).await;
+            a.server.limit_writes(false).await.unwrap();
+            until(&a, "writes", async || a.client("create table y (id int)").ok()).await;
+        },
+    );
+}
+
+#[test]
+fn a_planned_move_loses_nothing_and_the_old_primary_streams() {
+    story("a_planned_move_loses_nothing_and_the_old_primary_streams", async |a, b| {
+        protected(&a, &b).await;
+        a.sql("insert into ledger values (1)");
+        a.server.stop_clean().await.unwrap();
+        b.server.stop_following().await.unwrap();
+        b.server.promote().await.unwrap();
+        assert_eq!(b.sql("select count(*) from ledger"), "1");
+        b.server.checkpoint().await.unwrap();
+        assert_eq!(a.server.inspect().await.unwrap(), Relation::Streams);
+        a.server.follow().await.unwrap();
+        protect(&b, &a).await;
+        assert_eq!(a.server.look().await.unwrap().timeline, 2);
+        a.server.advance_slot().await.unwrap();
+    });
+}
+
+#[test]
+fn two_histories_on_one_timeline_are_copied_anew_and_other_systems_are_refused() {
+    story("two_histories_on_one_timeline_are_copied_anew_and_other_systems_are_refused", async |a, b| {
+        protected(&a, &b).await;
+        a.server.drop_sync().await.unwrap();
+        b.server.kill().await.unwrap();
+        // What must never be done: a standby that goes on as primary on the same timeline.
+        fs::remove_file(b.path("data/pg/main/standby.signal")).unwrap();
+        b.server.serve(false).await.unwrap();
+        assert_eq!(b.server.look().await.unwrap().timeline, 1);
+        b.sql("insert into ledger select generate_series(1, 5000)");
+        a.sql("insert into ledger select generate_series(5001, 20000)");
+        b.server.kill().await.unwrap();
+        assert_eq!(b.server.inspect().await.unwrap(), Relation::Unusable);
+        let kept = b.server.clone_peer("3").await.unwrap().unwrap();
+        assert!(kept.join("PG_VERSION").is_file() && kept.ends_with("quarantine-3"));
+        b.server.follow().await.unwrap();
+        protect(&a, &b).await;
+        assert_eq!(b.sql("select min(id) from ledger"), "5001");
+
+        b.server.kill().await.unwrap();
+        fs::rename(b.path("data/pg/main"), b.path("data/pg/aside")).unwrap();
+        assert!(b.server.found().await.unwrap());
+        assert_eq!(b.server.inspect().await.unwrap(), Relation::Foreign);
+        assert!(matches!(b.server.clone_peer("4").await, Err(PgError::Foreign { .. })));
+        assert!(b.path("data/pg/main/PG_VERSION").is_file() && !b.path("data/pg/quarantine-4").exists());
+    });
+}
+
+#[test]
+fn what_is_stopped_or_changed_by_hand_is_noticed() {
+    story("what_is_stopped_or_changed_by_hand_is_noticed", async |a, b| {
+        protected(&a, &b).await;
+        let mut probes = Probes::new(&a.server, dyad_spec::site::Profile::Lan);
+        let first = probes.round().await;
+        assert!(first.serving && !first.unhealthy, "{first:?}");
+        let checkpointer = a.process("checkpointer");
+        kill_process(checkpointer, Signal::STOP).unwrap();
+        let found = until(&a, "the stopped checkpointer", async || {
+            Some(probes.round().await).filter(|it| it.unhealthy)
+        })
+        .await;
+        assert!(found.note.contains("the checkpointer is stopped"), "{}", found.note);
+        // With it stopped the setting never reaches those who wait: that must not look done.
+        b.server.kill().await.unwrap();
+        let error = a.server.drop_sync().await.unwrap_err();
+        assert!(error.is_unknown(), "{error}");
+        kill_process(checkpointer, Signal::CONT).unwrap();
+        a.server.drop_sync().await.unwrap();
+        until(&a, "health", async || Some(probes.round().await).filter(|it| it.serving)).await;
+
+        a.sql("alter system set synchronous_standby_names = 'mine'");
+        a.sql("select pg_reload_conf()");
+        until(&a, "the foreign setting", async || a.server.look().await.unwrap().contradiction).await;
+        let repaired = a.server.repair().await.unwrap();
+        assert!(repaired.iter().any(|what| what.contains("synchronous_standby_names")), "{repaired:?}");
+        until(&a, "the repair", async || {
+            a.server.look().await.unwrap().contradiction.is_none().then_some(())
+        })
+        .await;
+
+        b.server.follow().await.unwrap();
+        assert!(b.server.look().await.unwrap().contradiction.is_none());
+        b.sql("select pg_promote()");
+        let seen = b.server.look().await.unwrap();
+        assert!(seen.contradiction.unwrap().contains("promoted by hand, to timeline 2"));
+        b.server.kill().await.unwrap();
+        assert_eq!(b.server.inspect().await.unwrap(), Relation::Diverged, "its own timeline, past the fork");
+        b.server.rewind("hand").await.unwrap();
+        b.server.follow().await.unwrap();
+        protect(&a, &b).await;
+        let room = a.server.room().unwrap();
+        assert!(room.full_percent <= 100);
+    });
+}
