@@ -197,12 +197,7 @@ impl Core {
     ) -> Result<Self, StartError> {
         crate::exec::raise_own_limit();
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(call("create an epoll"))?;
-        signals::set_mask(true);
-        let signals = SignalFd::with_flags(&SigSet::all(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
-            .map_err(|errno| StartError::Call {
-                what: "create a signalfd",
-                source: Errno::from_raw_os_error(errno as i32),
-            })?;
+        let signals = signal_descriptor()?;
         let slice = Slice::prepare().map_err(call("prepare the cgroups"))?;
         let group_names: Vec<String> = table.services.iter().map(|s| format!("{}.service", s.name)).collect();
         let mut groups = Vec::with_capacity(group_names.len());
@@ -492,4 +487,12 @@ fn waiting_phase(name: &str) -> Phase {
         took_ms: 0,
         note: String::new(),
     }
+}
+
+/// Every signal is blocked and read from a descriptor instead.
+fn signal_descriptor() -> Result<SignalFd, StartError> {
+    signals::set_mask(true);
+    SignalFd::with_flags(&SigSet::all(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(|errno| {
+        StartError::Call { what: "create a signalfd", source: Errno::from_raw_os_error(errno as i32) }
+    })
 }

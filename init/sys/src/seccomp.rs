@@ -19,7 +19,8 @@ const ALWAYS: [u16; 3] =
 fn filter(allowed: &[u16]) -> Vec<libc::sock_filter> {
     let step = |code, k| libc::sock_filter { code, jt: 0, jf: 0, k };
     // Of another architecture (the 32 bit entry) the numbers mean something else.
-    let mut filter = vec![step(LOAD, ARCH_AT), libc::sock_filter { jt: 1, ..step(JUMP_IF_EQUAL, AUDIT_ARCH_X86_64) }];
+    let mut filter =
+        vec![step(LOAD, ARCH_AT), libc::sock_filter { jt: 1, ..step(JUMP_IF_EQUAL, AUDIT_ARCH_X86_64) }];
     filter.extend([step(RETURN, KILL_PROCESS), step(LOAD, NUMBER_AT)]);
     for number in allowed.iter().chain(&ALWAYS) {
         filter.push(libc::sock_filter { jf: 1, ..step(JUMP_IF_EQUAL, u32::from(*number)) });

@@ -17,7 +17,7 @@ fn now_ms() -> u64 {
 
 /// Starts a daemon and ends, as daemons of old do; tells PID 1 which process to look after.
 #[test]
-#[ignore = "run by bad_programs_and_shortages as a service of PID 1"]
+#[ignore = "run by bad_programs_and_shortages"]
 fn inside_daemon() {
     #[allow(
         clippy::disallowed_methods,

@@ -31,7 +31,7 @@ fn now_ns() -> u64 {
 
 /// Logs natively and to standard output until told to halt, then tells how many lines and how long one took at most.
 #[test]
-#[ignore = "run by journald_is_killed_and_stopped as a service of PID 1"]
+#[ignore = "run by journald_is_killed_and_stopped"]
 fn inside_logger() {
     let socket = UnixDatagram::unbound().expect("a socket");
     let send = |message: String| {
