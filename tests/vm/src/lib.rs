@@ -5,6 +5,7 @@
 pub mod boot;
 pub mod guest;
 
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -106,6 +107,33 @@ impl Lab {
     pub fn ok(&self, args: &[&str]) -> String {
         let output = self.run(args);
         stdout(&format!("dyad lab {}\n{}", args.join(" "), self.consoles()), &output)
+    }
+
+    /// Runs a command that goes on until it is told to end: types `word` once it has shown `sign`; what it showed by then.
+    #[allow(clippy::disallowed_methods, reason = "the command is read while it runs")]
+    pub fn talk(&self, args: &[&str], sign: &str, word: &[u8]) -> String {
+        let mut child = Command::new(dyad())
+            .args(["lab", "--state"])
+            .arg(self.state())
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("dyad can be started");
+        let mut output = child.stdout.take().expect("standard output is a pipe");
+        let (mut shown, mut part) = (Vec::new(), [0; 4096]);
+        let mut text = String::new();
+        while !text.contains(sign) {
+            let length = output.read(&mut part).expect("a pipe can be read");
+            assert_ne!(length, 0, "dyad lab {args:?} ended without showing {sign:?}: {text}");
+            shown.extend_from_slice(&part[..length]);
+            text = String::from_utf8_lossy(&shown).into_owned();
+        }
+        child.stdin.take().expect("standard input is a pipe").write_all(word).expect("a pipe can be written");
+        output.read_to_end(&mut shown).expect("a pipe can be read");
+        let status = child.wait().expect("dyad can be waited for");
+        assert!(status.success(), "dyad lab {args:?}: {status}");
+        text
     }
 
     /// Runs one SQL text through `dyad lab psql` and gives the unaligned answer.
