@@ -9,7 +9,7 @@ use dyad_archive::Cache;
 use dyad_debian::LockedPackage;
 use dyad_spec::OutputFormat;
 use dyad_tree::unpack::Limits;
-use dyad_tree::{Inputs, PackageCache, PayloadFile};
+use dyad_tree::{Inputs, PackageCache};
 use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
 use tempfile::TempDir;
@@ -167,13 +167,7 @@ pub(crate) fn build(wanted: &Wanted) -> Result<Record> {
     inputs.extend(programs.iter().map(|p| load::input(format!("program {}", p.path), &p.bytes)));
     inputs.extend(site.iter().map(|text| load::input("site file".to_owned(), text)));
     let built = stages.run("tree", || {
-        let mut payload: Vec<PayloadFile> = programs
-            .into_iter()
-            .map(|p| PayloadFile { path: p.path.to_owned(), data: p.bytes, mode: 0o755 })
-            .collect();
-        let init =
-            payload.iter().position(|p| p.path == payload::INIT).context("no init among the programs")?;
-        let init = payload.remove(init).data;
+        let (init, payload) = payload::files(programs)?;
         let (packages, limits) = (obtained.packages, Limits::default());
         let cache = Some(&memory as &dyn PackageCache);
         Ok(dyad_tree::build(Inputs { packages, merged, overlay_files, init, payload, limits, cache })?)

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use dyad_archive::process;
+use dyad_tree::PayloadFile;
 
 /// Cargo packages and the binaries they make, with the place each takes in the root.
 const PROGRAMS: &[(&str, &str, &str)] = &[
@@ -22,7 +23,7 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
 const GUARD: (&str, &str, &str) =
     ("dyad-guard", "libdyad_guard.so", "/usr/lib/postgresql/15/lib/dyad_guard.so");
 /// Path of PID 1 in the root; the initrd carries the same bytes.
-pub(crate) const INIT: &str = "/usr/lib/dyad/init";
+const INIT: &str = "/usr/lib/dyad/init";
 /// glibc can be linked statically for this target; naming it keeps proc-macros dynamic.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// A cold build with LTO on two shared cores stays far below this.
@@ -35,6 +36,16 @@ pub(crate) struct Program {
     pub(crate) path: &'static str,
     /// The ELF file.
     pub(crate) bytes: Bytes,
+}
+
+/// PID 1, which the initrd carries too, and everything else, as the tree takes them.
+pub(crate) fn files(programs: Vec<Program>) -> Result<(Bytes, Vec<PayloadFile>)> {
+    let mut files: Vec<PayloadFile> = programs
+        .into_iter()
+        .map(|p| PayloadFile { path: p.path.to_owned(), data: p.bytes, mode: 0o755 })
+        .collect();
+    let init = files.iter().position(|p| p.path == INIT).context("no init among the programs")?;
+    Ok((files.remove(init).data, files))
 }
 
 /// The source checkout that this very program was built from, if it is still there.

@@ -16,9 +16,16 @@ const PEERS: &str = "mmdebstrap, squashfs-tools and time";
 pub(crate) fn run(root: &Path, name: &str) -> Result<bool> {
     match name {
         "build" => build(root).map(|()| true),
+        "image-size" => image_size(root).map(|()| true),
         "witness" => witness::run(root).map(|()| true),
-        _ => bail!("unknown benchmark {name}; there are: build, witness"),
+        "init" => init(root).map(|()| true),
+        _ => bail!("unknown benchmark {name}; there are: build, init, witness"),
     }
+}
+
+/// PID 1 beside Debian's other supervisors, in namespaces: needs root, and the packages runit and s6.
+fn init(root: &Path) -> Result<()> {
+    sh::cargo(root, &["bench", "--locked", "--package", "init", "--bench", "supervisors"])
 }
 
 /// A measured way to an image.
@@ -171,6 +178,34 @@ fn build(root: &Path) -> Result<()> {
                 peer.root_bytes as f64 / row.root_bytes as f64,
             );
         }
+    }
+    fs::remove_dir_all(&bench.work)?;
+    Ok(())
+}
+
+/// Root and kernel image of every definition, and what the same packages take when nothing is left out.
+fn image_size(root: &Path) -> Result<()> {
+    const MIB: f64 = 1024.0 * 1024.0;
+    let bench = Bench::new(root)?;
+    println!(
+        "| image | packages | root MiB | kernel image MiB | unpruned squashfs MiB | ratio |\n|---|---|---|---|---|---|"
+    );
+    for image in ["lab", "appliance"] {
+        let definition = format!("images/{image}.toml");
+        let built = bench.json(&["build", &definition, "--out", "size", "--format", "raw", "--json"])?;
+        let number = |value: &serde_json::Value| {
+            value.as_u64().map(|n| n as f64).context("`dyad build` names no size")
+        };
+        let (ours, kernel) = (number(&built["root"]["bytes"])?, number(&built["uki_bytes"])?);
+        let peer = bench.peer(image)?.root_bytes as f64;
+        let packages = &built["packages"];
+        println!(
+            "| {image} | {packages} | {:.1} | {:.1} | {:.1} | {:.1} |",
+            ours / MIB,
+            kernel / MIB,
+            peer / MIB,
+            peer / ours
+        );
     }
     fs::remove_dir_all(&bench.work)?;
     Ok(())

@@ -4,6 +4,7 @@
 //! do write (`fix`, `update-golden`, `tidy --ratchet`) are separate, so that a check can never paper over what it found.
 
 mod bench;
+mod fuzz;
 mod provision;
 mod sh;
 mod sim;
@@ -24,7 +25,9 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   update-golden         rewrite the expected outputs of golden tests, to be read in review
   sim --seeds A..B [--json]   simulated clusters; sim --seed N tells one history
   mutate --seeds N      break each clause of the protocol and see which oracle notices
-  bench NAME            build, witness: measured side by side in one run, printed as a table";
+  fuzz [TARGET] [--seconds N]   every parser of foreign bytes under libFuzzer, 60 seconds each
+  soak builds [N]       N builds (30) of one definition in different places: one digest an output
+  bench NAME            build, image-size, witness: measured side by side in one run, printed as a table";
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -66,6 +69,12 @@ fn run(args: &[&str]) -> Result<bool> {
             sim::run(&root, args)?;
             true
         }
+        ["fuzz"] => fuzz::run(&root, None, "60")?,
+        ["fuzz", "--seconds", seconds] => fuzz::run(&root, None, seconds)?,
+        ["fuzz", target] => fuzz::run(&root, Some(target), "60")?,
+        ["fuzz", target, "--seconds", seconds] => fuzz::run(&root, Some(target), seconds)?,
+        ["soak", "builds"] => verify::soak_builds(&root, "30")?,
+        ["soak", "builds", count] => verify::soak_builds(&root, count)?,
         ["bench", name] => bench::run(&root, name)?,
         _ => {
             eprintln!("{USAGE}");

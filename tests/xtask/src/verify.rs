@@ -141,3 +141,10 @@ pub(crate) fn machines(root: &Path) -> Result<bool> {
     }
     Ok(true)
 }
+
+/// One definition built in many places: `cargo xtask soak builds`.
+pub(crate) fn soak_builds(root: &Path, count: &str) -> Result<bool> {
+    sh::cargo(root, &["build", "--release", "--locked", "--bin", "dyad"])?;
+    sh::cargo(root, &["run", "--locked", "--package", IMAGE_TESTS, "--bin", "soak-builds", "--", count])?;
+    Ok(true)
+}
