@@ -104,7 +104,8 @@ impl Core {
             self.machine.specs()[usize::from(id)].fence && !self.groups[usize::from(id)].is_empty()
         });
         if !alive {
-            self.book.fence.empty_ns = now;
+            // Not `now`: they may have been killed since.
+            self.book.fence.empty_ns = clock::boot_ns();
             let after = |ns: u64| ns.saturating_sub(self.book.fence.deadline_ns) / 1000;
             let FenceTimes { gate_ns, killed_ns, empty_ns, .. } = self.book.fence;
             info!(
