@@ -19,7 +19,8 @@ struct Inode {
 #[derive(Debug, Clone)]
 enum NameChange {
     Set(String, usize),
-    Rename(String, String),
+    /// Carries the file that was renamed: whatever else of the directory is lost, no file system puts another one there.
+    Rename(String, String, usize),
     Remove(String),
 }
 
@@ -50,10 +51,9 @@ fn apply(names: &mut BTreeMap<String, usize>, change: &NameChange) {
         NameChange::Set(name, inode) => {
             names.insert(name.clone(), *inode);
         }
-        NameChange::Rename(from, to) => {
-            if let Some(inode) = names.remove(from) {
-                names.insert(to.clone(), inode);
-            }
+        NameChange::Rename(from, to, inode) => {
+            names.remove(from);
+            names.insert(to.clone(), *inode);
         }
         NameChange::Remove(name) => {
             names.remove(name);
@@ -190,8 +190,8 @@ impl Disk for Forgetful {
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut state = self.0.lock().unwrap();
         state.step()?;
-        state.inode(from)?;
-        state.change(NameChange::Rename(from.to_owned(), to.to_owned()));
+        let inode = state.inode(from)?;
+        state.change(NameChange::Rename(from.to_owned(), to.to_owned(), inode));
         state.step()
     }
 
