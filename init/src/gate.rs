@@ -21,14 +21,20 @@ const ERROR: u16 = 2;
 /// Waits for the order, closes the gate, answers with the number of sets that were emptied; again and again, until PID 1
 /// is gone. For a child that shares PID 1's memory as it was.
 pub(crate) fn serve(orders: BorrowedFd<'_>) -> i32 {
-    let batches = SETS.map(|set| flush(&set));
+    let (all, each) = (flush(&SETS), SETS.map(|set| flush(&[set])));
     let mut order = [0u8; 1];
     loop {
         match recv(orders, &mut order[..], RecvFlags::empty()) {
             Ok((1, _)) => {
                 // Opened now: when it was made, the packet filter's modules may not have been there.
-                let closed = batches.iter().filter(|batch| is_flushed(batch)).count() as u8;
-                let _ = send(orders, &[closed], SendFlags::NOSIGNAL);
+                // A transaction waits for all processors, so one is faster than three; but it fails when one set is not
+                // there, and the others must be emptied all the same.
+                let closed = if is_flushed(&all, SETS.len()) {
+                    SETS.len()
+                } else {
+                    each.iter().filter(|batch| is_flushed(batch, 1)).count()
+                };
+                let _ = send(orders, &[closed as u8], SendFlags::NOSIGNAL);
             }
             Err(rustix::io::Errno::INTR) => {}
             _ => return 0,
@@ -36,17 +42,19 @@ pub(crate) fn serve(orders: BorrowedFd<'_>) -> i32 {
     }
 }
 
-/// One transaction; `false` if there is no such set, or no packet filter.
-fn is_flushed(batch: &[u8]) -> bool {
+/// One transaction; `false` if one of its sets is not there, or no packet filter.
+fn is_flushed(batch: &[u8], sets: usize) -> bool {
     let open = || {
         socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(netlink::NETFILTER))
     };
     let Ok(socket) = open() else { return false };
     let mut answer = [0u8; 512];
-    // The kernel has answered when send comes back.
+    // The kernel has answered when send comes back: once for each set, and with the failed ones the good ones were undone.
     send(&socket, batch, SendFlags::empty()).is_ok()
-        && recv(&socket, &mut answer[..], RecvFlags::DONTWAIT)
-            .is_ok_and(|(length, _)| is_success(&answer[..length]))
+        && (0..sets).all(|_| {
+            recv(&socket, &mut answer[..], RecvFlags::DONTWAIT)
+                .is_ok_and(|(length, _)| is_success(&answer[..length]))
+        })
 }
 
 /// `nlmsghdr | error`: 0 is an acknowledgement.
@@ -73,14 +81,16 @@ fn attribute(out: &mut Vec<u8>, kind: u16, text: &str) {
     out.resize(out.len().next_multiple_of(4), 0);
 }
 
-/// A transaction that deletes all elements of a set.
-fn flush(set: &GateSet) -> Vec<u8> {
-    let mut attributes = Vec::new();
-    attribute(&mut attributes, ATTRIBUTE_TABLE, set.table);
-    attribute(&mut attributes, ATTRIBUTE_SET, set.set);
+/// A transaction that deletes all elements of some sets.
+fn flush(sets: &[GateSet]) -> Vec<u8> {
     let mut batch = Vec::new();
     message(&mut batch, BATCH_BEGIN, 0, 0, SUBSYSTEM, &[]);
-    message(&mut batch, DELETE_ELEMENTS, ACKNOWLEDGE, set.family, 0, &attributes);
+    for set in sets {
+        let mut attributes = Vec::new();
+        attribute(&mut attributes, ATTRIBUTE_TABLE, set.table);
+        attribute(&mut attributes, ATTRIBUTE_SET, set.set);
+        message(&mut batch, DELETE_ELEMENTS, ACKNOWLEDGE, set.family, 0, &attributes);
+    }
     message(&mut batch, BATCH_END, 0, 0, SUBSYSTEM, &[]);
     batch
 }
