@@ -181,14 +181,12 @@ pub struct Bond {
 /// How the members of a bond work together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BondMode {
-    /// All at once, agreed with the other end by LACP.
+    /// All at once, agreed with the other end by LACP; one at a time while no partner answers.
     Lacp {
         /// How often the ends hear of each other.
         rate: LacpRate,
         /// What spreads the traffic.
         hash: HashPolicy,
-        /// Work as active-backup while no partner answers.
-        fallback: bool,
     },
     /// One at a time.
     ActiveBackup,

@@ -31,7 +31,7 @@ fn every_part_is_read() {
         site.nodes[0].addresses.iter().map(|a| format!("{} {}", a.interface, a.address)).collect();
     assert_eq!(addresses, ["bond1 198.51.100.1/30", "br0 192.0.2.11/24", "br0 2001:db8::11/64"]);
     assert_eq!((site.bonds[0].mode, site.bonds[0].miimon_ms), (BondMode::ActiveBackup, 80));
-    let lacp = BondMode::Lacp { rate: LacpRate::Slow, hash: HashPolicy::Layer23, fallback: false };
+    let lacp = BondMode::Lacp { rate: LacpRate::Slow, hash: HashPolicy::Layer23 };
     assert_eq!(site.bonds[1].mode, lacp);
     assert_eq!(site.bridges[0].members, ["bond0"]);
     assert_eq!(site.routes[0].to.to_string(), "0.0.0.0/0");
@@ -75,9 +75,6 @@ fn defaults_are_the_safe_ones() {
     assert_eq!((site.profile, site.pairing), (Profile::Lan, Pairing::Key));
     assert_eq!(site.without_witness, WithoutWitness::PrimaryBiased);
     assert_eq!(site.postgresql.port, 5432);
-    assert_eq!(
-        site.bonds[0].mode,
-        BondMode::Lacp { rate: LacpRate::Fast, hash: HashPolicy::Layer34, fallback: true }
-    );
+    assert_eq!(site.bonds[0].mode, BondMode::Lacp { rate: LacpRate::Fast, hash: HashPolicy::Layer34 });
     assert_eq!(site.bonds[0].miimon_ms, 100);
 }

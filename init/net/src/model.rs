@@ -37,15 +37,6 @@ impl Network {
             routes: site.routes.clone(),
         }
     }
-
-    /// Makes an LACP bond work as active-backup, where the site allows that. The caller decides when: a bond whose
-    /// [`crate::BondStatus`] has carrier but no partner for some time. `false`: the site does not allow it.
-    pub fn fall_back(&mut self, bond: &str) -> bool {
-        let allowed = self.bonds.iter_mut().find(|candidate| {
-            candidate.name == bond && matches!(candidate.mode, BondMode::Lacp { fallback: true, .. })
-        });
-        allowed.map(|bond| bond.mode = BondMode::ActiveBackup).is_some()
-    }
 }
 
 /// A link as the kernel has it.
@@ -128,7 +119,7 @@ impl From<&Bond> for BondSettings {
     fn from(bond: &Bond) -> Self {
         let miimon_ms = bond.miimon_ms;
         match bond.mode {
-            BondMode::Lacp { rate, hash, .. } => {
+            BondMode::Lacp { rate, hash } => {
                 Self { mode: BondWay::Lacp, miimon_ms, lacp_rate: Some(rate), hash: Some(hash) }
             }
             BondMode::ActiveBackup => {

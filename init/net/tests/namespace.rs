@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test helper that fails is a failed test")]
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command};
 
 use dyad_net::{Converged, Names, NetError, Netlink, Network, Step, converge};
 use dyad_spec::Source;
@@ -355,7 +355,7 @@ fn inside_bonds() {
     ip("link set out-eth1 up");
 
     bond_repairs(&network);
-    bond_fallback(&network);
+    bond_without_a_partner(&network);
 }
 
 fn bond_repairs(network: &Network) {
@@ -386,19 +386,59 @@ fn bond_repairs(network: &Network) {
     eventually(|| in_sync("repl0") && in_sync("repl1"));
 }
 
-fn bond_fallback(network: &Network) {
-    ip("link delete peer");
-    for outer in ["out-eth2", "out-eth3"] {
-        ip(&format!("link set {outer} up"));
+/// What answers at the other end of the cables, in a network of its own: a switch that never heard of LACP.
+struct Switch(Child);
+
+impl Switch {
+    fn start() -> Self {
+        #[allow(clippy::disallowed_methods, reason = "a process holds the other network")]
+        let holder =
+            Command::new("/usr/bin/unshare").args(["--net", "/usr/bin/sleep", "600"]).spawn().unwrap();
+        let network = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/net")).unwrap();
+        eventually(|| network(&holder.id().to_string()) != network("self"));
+        Self(holder)
     }
-    eventually(|| link_status("bond1").bond.unwrap().partner.is_none());
-    assert!(!in_sync("repl0") && !in_sync("repl1"));
-    let mut alone = network.clone();
-    assert!(alone.fall_back("bond1"));
-    run(bring(&alone)).unwrap();
-    eventually(|| link_status("bond1").bond.unwrap().active.is_some());
-    assert_eq!(run(bring(&alone)).unwrap(), Converged::default());
-    run(bring(network)).unwrap();
-    assert_eq!(link_status("bond1").bond.unwrap().mode, "802.3ad");
-    assert_eq!(run(bring(network)).unwrap(), Converged::default());
+
+    fn ip(&self, command: &str) {
+        #[allow(clippy::disallowed_methods, reason = "tests drive outside tools")]
+        let mut enter = Command::new("/usr/bin/nsenter");
+        let target = self.0.id().to_string();
+        let enter = enter.args(["--target", &target, "--net", "/usr/sbin/ip"]).args(command.split(' '));
+        assert!(enter.status().unwrap().success(), "at the other end: ip {command}");
+    }
+}
+
+impl Drop for Switch {
+    fn drop(&mut self) {
+        // Already gone, or killed now.
+        let _ = self.0.kill().and_then(|()| self.0.wait());
+    }
+}
+
+/// The kernel then uses one member at a time, and the other when that one fails, without a word from us.
+fn bond_without_a_partner(network: &Network) {
+    ip("link delete peer");
+    let switch = Switch::start();
+    switch.ip("link add sw type bridge");
+    for outer in ["out-eth2", "out-eth3"] {
+        ip(&format!("link set {outer} netns {}", switch.0.id()));
+        switch.ip(&format!("link set {outer} master sw"));
+        switch.ip(&format!("link set {outer} up"));
+    }
+    switch.ip("address add fd00::99/64 dev sw nodad");
+    switch.ip("link set sw up");
+    let answers = || {
+        #[allow(clippy::disallowed_methods, reason = "tests drive outside tools")]
+        let mut ping = Command::new("/usr/bin/ping");
+        ping.args(["-6", "-c", "1", "-W", "1", "fd00::99"]).output().unwrap().status.success()
+    };
+    eventually(answers);
+    let bond = link_status("bond1").bond.unwrap();
+    assert_eq!((bond.partner, bond.aggregated, bond.mode.as_str()), (None, Some(1), "802.3ad"));
+    for (dead, other) in [("out-eth2", "out-eth3"), ("out-eth3", "out-eth2")] {
+        switch.ip(&format!("link set {other} up"));
+        switch.ip(&format!("link set {dead} down"));
+        eventually(answers);
+    }
+    assert_eq!(run(bring(network)).unwrap(), Converged::default(), "it is still what the site wants");
 }

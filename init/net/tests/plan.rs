@@ -357,15 +357,6 @@ fn contradictions_are_refused_by_name() {
 }
 
 #[test]
-fn a_bond_falls_back_only_where_the_site_allows_it() {
-    let mut network = network();
-    assert!(!network.fall_back("bond0"));
-    assert!(network.fall_back("bond1"));
-    let steps = text(&plan(&finished(), &network).unwrap());
-    assert!(steps.contains(&"bond1: change bond, ActiveBackup, miimon 100 ms".to_owned()), "{steps:?}");
-}
-
-#[test]
 fn names_of_a_node() {
     let site = site();
     let names = Names::of(&site, &site.nodes[0]);

@@ -19,10 +19,11 @@ const MARKS: [(&str, &str); 4] = [
 /// Errors that an emulated machine causes and no image can help.
 const EXPECTED: [&str; 1] = ["MP-BIOS bug: 8254 timer not connected to IO-APIC"];
 /// Lines of PID 1 and the kernel that no good boot has.
-const ALARMS: [&str; 9] = [
+const ALARMS: [&str; 10] = [
     "no root:",
     "PID 1 cannot",
-    "panic",
+    "panicked",
+    "Kernel panic",
     "Oops",
     "BUG:",
     "failed",

@@ -29,6 +29,7 @@ const PACKAGES: &[&str] = &[
     "e2fsprogs",
     "gdisk",
     "iproute2",
+    "iputils-ping",
     "kmod",
     "libgcc-s1",
     "linux-image-amd64",

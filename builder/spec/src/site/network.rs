@@ -183,13 +183,11 @@ fn make_bond(name: &str, raw: &RawBond, found: &mut Found) -> Bond {
         BondModeWord::Lacp => BondMode::Lacp {
             rate: raw.lacp_rate.as_ref().map_or(LacpRate::Fast, |r| r.value),
             hash: raw.hash_policy.as_ref().map_or(HashPolicy::Layer34, |h| h.value),
-            fallback: raw.fallback.as_ref().is_none_or(|f| f.value),
         },
         BondModeWord::ActiveBackup => {
             let spans = [
                 ("lacp_rate", raw.lacp_rate.as_ref().map(|v| &v.span)),
                 ("hash_policy", raw.hash_policy.as_ref().map(|v| &v.span)),
-                ("fallback", raw.fallback.as_ref().map(|v| &v.span)),
             ];
             for (key, span) in spans {
                 if let Some(span) = span {

@@ -88,8 +88,6 @@ table! {
         lacp_rate: Option<At<LacpRate>>,
         /// What spreads the traffic; 802.3ad only, "layer3+4" without this key.
         hash_policy: Option<At<HashPolicy>>,
-        /// Work as active-backup while no LACP partner answers; 802.3ad only, true without this key.
-        fallback: Option<At<bool>>,
     }
 }
 
