@@ -453,10 +453,7 @@ fn postgresql_does_what_was_recorded() {
         pair.become_standby(1);
         pair.start(1);
         pair.settle();
-        seen.push(run(&script, |line| {
-            eprintln!("DEBUG {line}");
-            pair.operate(line)
-        }));
+        seen.push(run(&script, |line| pair.operate(line)));
         pair.finish();
     }
     let seen = seen.join("\n");

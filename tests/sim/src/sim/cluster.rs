@@ -63,7 +63,8 @@ pub(crate) struct Cluster {
     pub(crate) plan: Plan,
     pub(crate) now: u64,
     pub(crate) random: Random,
-    queue: BTreeMap<(u64, u64), Happening>,
+    /// Boxed: the tree moves its entries about, and a happening is large.
+    queue: BTreeMap<(u64, u64), Box<Happening>>,
     sequence: u64,
     pub(crate) machines: [Machine; 2],
     pub(crate) arbiter: Option<Arbiter>,
@@ -72,7 +73,8 @@ pub(crate) struct Cluster {
     pub(crate) arbiter_copy: (u64, Durable),
     pub(crate) incarnation: u64,
     cut: [u32; 6],
-    pub(crate) active: BTreeMap<Fault, u32>,
+    /// What lasts now; one of a kind may last twice. A handful at most, asked for at every look: a list is fastest.
+    pub(crate) active: Vec<Fault>,
     pub(crate) mutations: Mutations,
     pub(crate) generations: u64,
     pub(crate) written: u64,
@@ -126,7 +128,7 @@ impl Cluster {
             arbiter_disk: durable,
             incarnation: 0,
             cut: [0; 6],
-            active: BTreeMap::new(),
+            active: Vec::new(),
             mutations: Mutations::of(broken),
             generations: 2,
             written: 0,
@@ -183,7 +185,7 @@ impl Cluster {
 
     pub(crate) fn put(&mut self, at: u64, what: Happening) {
         self.sequence += 1;
-        self.queue.insert((at, self.sequence), what);
+        self.queue.insert((at, self.sequence), Box::new(what));
     }
 
     pub(crate) fn note(&mut self, line: impl FnOnce() -> String) {
@@ -203,7 +205,7 @@ impl Cluster {
     pub(crate) fn advance(&mut self) {
         let Some(((at, _), what)) = self.queue.pop_first() else { return };
         self.now = at;
-        match what {
+        match *what {
             Happening::Wake(node, run) => self.wake(node, run),
             Happening::Event(node, run, event) => self.event(node, run, event),
             Happening::Ask(node, message) => self.ask(node, message),
@@ -217,17 +219,16 @@ impl Cluster {
             }
             Happening::Begin(fault, until) => {
                 self.faults += 1;
-                *self.active.entry(fault).or_default() += 1;
+                self.active.push(fault);
                 self.note(|| format!("begins: {fault}"));
                 self.begin_fault(fault, until);
             }
             Happening::End(fault) => {
                 self.note(|| format!("ends: {fault}"));
                 self.end_fault(fault);
-                if let Some(count) = self.active.get_mut(&fault) {
-                    *count -= 1;
+                if let Some(at) = self.active.iter().position(|active| *active == fault) {
+                    self.active.swap_remove(at);
                 }
-                self.active.retain(|_, count| *count > 0);
             }
             Happening::PowerOn(node) => self.power_on(node),
             Happening::Peace => {
@@ -253,15 +254,29 @@ impl Cluster {
         if let Some(later) = self.deaf(node) {
             return self.put(later, Happening::Wake(node, run));
         }
-        let machine = &self.machines[node.index()];
+        let machine = &mut self.machines[node.index()];
         if machine.run != run {
             return;
         }
+        machine.wakes_at = None;
         let now = machine.clock.read(self.now);
         let timers = machine.state.iter().flat_map(|s| s.timers());
         let due = timers.filter(|(_, at)| **at <= now).map(|(timer, _)| *timer).next();
-        if let Some(timer) = due {
-            self.event(node, run, Event::Fired(timer));
+        match due {
+            Some(timer) => self.event(node, run, Event::Fired(timer)),
+            None => self.wake_later(node, run),
+        }
+    }
+
+    /// One wake-up for the next timer, unless one is on its way that is early enough.
+    fn wake_later(&mut self, node: Node, run: u64) {
+        let now = self.now;
+        let machine = &mut self.machines[node.index()];
+        let timers = machine.state.iter().flat_map(|s| s.timers().values());
+        let Some(next) = timers.min().map(|at| machine.clock.when(*at).max(now)) else { return };
+        if machine.wakes_at.is_none_or(|at| at > next) {
+            machine.wakes_at = Some(next);
+            self.put(next, Happening::Wake(node, run));
         }
     }
 
@@ -281,7 +296,6 @@ impl Cluster {
         let logged = self.recorded.as_ref().map(|_| event.clone());
         let issued = step(state, tick, event);
         let edges: Vec<_> = state.edges().to_vec();
-        let next = state.timers().values().min().map(|at| clock.when(*at).max(now));
         if let (Node::A, Some(event), Some(recorded)) = (node, logged, &mut self.recorded) {
             recorded.push(Entry::Step { at: tick, event, actions: issued.clone() });
         }
@@ -289,15 +303,13 @@ impl Cluster {
             self.edges.insert((from, to));
             let active: Vec<_> = match self.active.is_empty() {
                 true => vec!["none"],
-                false => self.active.keys().map(|fault| fault.name()).collect(),
+                false => self.active.iter().map(|fault| fault.name()).collect(),
             };
             self.matrix.extend(active.into_iter().map(|fault| ((from, to), fault)));
             self.note(|| format!("{node:?} {} {from:?} -> {to:?}", r.0));
         }
         self.tell_protection(node);
-        if let Some(next) = next {
-            self.put(next, Happening::Wake(node, run));
-        }
+        self.wake_later(node, run);
         for action in issued {
             self.begin(node, run, action);
         }
@@ -390,7 +402,7 @@ impl Cluster {
 
     /// The fault is there now.
     pub(crate) fn has(&self, fault: Fault) -> bool {
-        self.active.contains_key(&fault)
+        self.active.contains(&fault)
     }
 
     pub(crate) fn cut_wire(&mut self, wire: Wire, begins: bool) {

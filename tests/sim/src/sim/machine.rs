@@ -39,6 +39,8 @@ pub(crate) struct Machine {
     /// True time until which each virtual address answers.
     pub(crate) gates: BTreeMap<VipId, u64>,
     pub(crate) deadman: Tick,
+    /// The next wake-up of this run that is on its way.
+    pub(crate) wakes_at: Option<u64>,
     pub(crate) stalled_until: u64,
     /// The supervisor is stopped until then.
     pub(crate) hung_until: u64,
@@ -73,6 +75,7 @@ impl Machine {
             vms: BTreeSet::new(),
             gates: BTreeMap::new(),
             deadman: Tick(u64::MAX),
+            wakes_at: None,
             stalled_until: 0,
             hung_until: 0,
             clients_up: true,
@@ -123,7 +126,7 @@ impl Cluster {
         let (now, config) = (self.now, self.config(node));
         let machine = &mut self.machines[node.index()];
         machine.run += 1;
-        machine.hung_until = 0;
+        (machine.hung_until, machine.wakes_at) = (0, None);
         let running = machine.databases.iter().enumerate().filter_map(|(r, d)| match d.service {
             Service::Stopped => None,
             Service::Following => Some((ResourceId(r as u16), Running::Following)),

@@ -7,9 +7,10 @@ use crate::sim::database::Service;
 
 /// Both lists rise, so one walk over both is enough.
 pub(crate) fn o1_acknowledged_is_there(log: &[u64], acknowledged: &[(u64, Node, u64)]) -> Option<String> {
-    let mut known = log.iter().peekable();
     let mut sorted: Vec<_> = acknowledged.iter().collect();
     sorted.sort_unstable_by_key(|(write, _, _)| *write);
+    let (first, _, _) = sorted.first()?;
+    let mut known = log[log.partition_point(|write| write < first)..].iter().peekable();
     let missing = sorted.into_iter().find(|(write, _, _)| {
         while known.peek().is_some_and(|at| *at < write) {
             known.next();
