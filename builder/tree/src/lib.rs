@@ -20,7 +20,7 @@ pub mod unpack;
 
 pub use accounts::{Accounts, Group, User};
 pub use build::{Built, Inputs, OverlayContent, OverlayFile, PackageInput, PayloadFile, build};
-pub use modules::CLASSES;
+pub use modules::{CLASSES, read_module};
 pub use open::{Deb, PackageCache};
 pub use report::{Dropped, PackageSize, Report, why};
 

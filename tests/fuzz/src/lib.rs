@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::io::{Cursor, Read};
 
 use bytes::Bytes;
+use dyad_api::control::{Message, Request};
 use dyad_debian::{Origin, Release, Universe};
 use dyad_formats::{cpio, disk::qcow2, fat, squashfs, tar, uki, verity};
 use dyad_spec::Source;
@@ -21,7 +22,7 @@ const UNPACKED_BYTES_MAX: u64 = 16 << 20;
 pub type Target = fn(&[u8]);
 
 /// Every target by name.
-pub const TARGETS: [(&str, Target); 16] = [
+pub const TARGETS: [(&str, Target); 24] = [
     ("deb", deb),
     ("tar", tar_member),
     ("xz", xz),
@@ -38,6 +39,14 @@ pub const TARGETS: [(&str, Target); 16] = [
     ("verity", verity),
     ("definition", definition),
     ("site", site),
+    ("modinfo", modinfo),
+    ("control", control),
+    ("notify", dyad_init::fuzz::notify),
+    ("uevent", dyad_init::fuzz::uevent),
+    ("modalias", dyad_init::fuzz::modalias),
+    ("mountinfo", mountinfo),
+    ("shared_memory", dyad_init::fuzz::shared_memory),
+    ("boots", dyad_init::fuzz::boots),
 ];
 
 /// The target of this name.
@@ -191,4 +200,24 @@ fn site(data: &[u8]) {
     if let Err(told) = Site::parse(Source::new("site.toml", String::from_utf8_lossy(data))) {
         assert!(told.render(true).contains("error"));
     }
+}
+
+fn modinfo(data: &[u8]) {
+    dyad_tree::read_module(&Bytes::copy_from_slice(data));
+}
+
+/// PID 1's protocol, both ways: what is accepted has one meaning.
+fn control(data: &[u8]) {
+    if let Ok(request) = Request::decode(data) {
+        let again = request.encode().expect("what was short enough to be read is short enough to be written");
+        assert_eq!(Request::decode(&again).as_ref(), Ok(&request));
+    }
+    if let Ok(message) = Message::decode(data) {
+        let again = message.encode().expect("what was short enough to be read is short enough to be written");
+        assert_eq!(Message::decode(&again).as_ref(), Ok(&message));
+    }
+}
+
+fn mountinfo(data: &[u8]) {
+    dyad_init::fuzz::mountinfo(&String::from_utf8_lossy(data));
 }

@@ -97,7 +97,7 @@ impl Catalogue {
                 catalogue.builtin.extend(show(facts).lines().filter_map(|l| stem(l.as_bytes())));
                 continue;
             }
-            let info = read_module(path, bytes, facts);
+            let info = described(path, bytes, facts);
             let (name, path) = (info.name.clone(), info.path.clone());
             if let Some(old) =
                 catalogue.modules.insert(info.name.clone(), info).filter(|old| old.path != path)
@@ -120,7 +120,17 @@ fn stem(path: &[u8]) -> Option<String> {
     name.strip_suffix(".ko").map(canonical)
 }
 
-fn read_module(path: &[u8], bytes: u64, strings: &[u8]) -> ModuleInfo {
+/// For fuzzers: the bytes of a module through all that reads it, as an ELF file and as the strings in one.
+pub fn read_module(data: &Bytes) {
+    const PATH: &[u8] = b"/usr/lib/modules/6.1.0/kernel/a-b.ko";
+    let strings = facts(PATH, data).ok().flatten().unwrap_or_else(|| data.to_vec());
+    let info = described(PATH, data.len() as u64, &strings);
+    assert_eq!(info.name, "a_b");
+    let needed = info.depends.iter().chain(&info.soft_pre).chain(&info.soft_post);
+    assert!(needed.clone().all(|name| !name.contains('-')), "modules have one name each");
+}
+
+fn described(path: &[u8], bytes: u64, strings: &[u8]) -> ModuleInfo {
     let mut info =
         ModuleInfo { name: stem(path).unwrap_or_default(), path: show(path), bytes, ..ModuleInfo::default() };
     for string in strings.split(|&b| b == 0) {

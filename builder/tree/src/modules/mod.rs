@@ -5,4 +5,5 @@ mod info;
 mod select;
 
 pub use classes::CLASSES;
+pub use info::read_module;
 pub(crate) use info::{Catalogue, facts, is_module, kernel_release};
