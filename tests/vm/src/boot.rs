@@ -19,14 +19,16 @@ const MARKS: [(&str, &str); 4] = [
 /// Errors that an emulated machine causes and no image can help.
 const EXPECTED: [&str; 1] = ["MP-BIOS bug: 8254 timer not connected to IO-APIC"];
 /// Lines of PID 1 and the kernel that no good boot has.
-const ALARMS: [&str; 10] = [
+const ALARMS: [&str; 11] = [
     "no root:",
     "PID 1 cannot",
     "panicked",
     "Kernel panic",
     "Oops",
     "BUG:",
-    "failed",
+    // Services and phases of ours: the kernel says `failed to` of measurements that a busy host spoils.
+    ": failed",
+    " failed: ",
     "is corrupted",
     "I/O error",
     "EXT4-fs error",
