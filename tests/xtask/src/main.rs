@@ -17,8 +17,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 const USAGE: &str = "usage: cargo xtask COMMAND
-  verify [--no-vm]      everything CI checks: format, tidy, clippy, tests, and the tests that boot machines
-  machines              every test that builds or boots images; longer than CI allows, and not all proven yet
+  verify [--no-vm]      everything CI checks: format, tidy, clippy, tests, whole images, machines; --no-vm: no image, no machine
   packages              the Debian packages that verify needs beside Rust and a C compiler, one line
   fix                   rustfmt and clippy --fix
   tidy [--ratchet]      file and function lengths, crate purity, lints; --ratchet records shorter lengths
@@ -42,7 +41,6 @@ fn run(args: &[&str]) -> Result<bool> {
     Ok(match args {
         ["verify"] => verify::run(&root, true)?,
         ["verify", "--no-vm"] => verify::run(&root, false)?,
-        ["machines"] => verify::machines(&root)?,
         ["packages"] => {
             println!("{}", verify::DEBIAN_PACKAGES.join(" "));
             true
