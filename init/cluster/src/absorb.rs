@@ -152,7 +152,10 @@ impl State {
                 self.aside_done(now, r, kind, outcome);
             }
             (_, Some(r)) if self.seats.contains_key(&r) => {
-                if matches!(outcome, Outcome::Failed | Outcome::TimedOut) && id.kind != Kind::WriteMarker {
+                let failed = matches!(outcome, Outcome::Failed | Outcome::TimedOut);
+                // What failed before the ladder is climbed holds it up no longer, also if that is heard of only now.
+                let past = self.seat(r).phase == Phase::Fenced && id.kind != Kind::Kill;
+                if failed && !past && id.kind != Kind::WriteMarker {
                     self.arm(Timer::Retry(Some(r)), now.plus(RETRY_MS));
                 }
                 self.completed_one(now, r, id.kind, outcome, out);

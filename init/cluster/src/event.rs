@@ -81,7 +81,8 @@ pub enum Command {
     Freeze(u64),
     /// Take the other node's resource, at the price that [`crate::State::price`] names.
     Force(ResourceId),
-    /// Look again at what was refused; the reason for the refusal is judged afresh.
+    /// Look again at what was refused; the reason for the refusal is judged afresh. Without a third vote, on a node that
+    /// cannot read its mirror: what the peer knows, of every resource, is all there is to know.
     Retry(ResourceId),
 }
 

@@ -449,7 +449,10 @@ impl State {
             | Phase::Renouncing
             | Phase::Stopping => {
                 if !mine {
-                    self.seat_mut(r).epoch = register.epoch;
+                    let seat = self.seat_mut(r);
+                    seat.epoch = register.epoch;
+                    // The price was told for another register.
+                    seat.forced = false;
                     return;
                 }
                 Phase::Fenced

@@ -100,7 +100,7 @@ impl State {
             return Protection::OneCopy;
         }
         let vote = match self.config.voting {
-            Voting::Arbiter => !self.arbiter.silent && self.arbiter.heard_both && !self.arbiter.amnesia,
+            Voting::Arbiter => self.arbiter_grants(),
             Voting::FenceDevice => true,
             Voting::Strict | Voting::PrimaryBiased => false,
         };
@@ -109,6 +109,10 @@ impl State {
         } else {
             Protection::NoTakeOver
         }
+    }
+
+    fn arbiter_grants(&self) -> bool {
+        !self.arbiter.silent && self.arbiter.heard_both && !self.arbiter.amnesia
     }
 
     fn peer_has_mark(&self, r: ResourceId) -> bool {
@@ -165,12 +169,16 @@ impl State {
         let (Observed::Known(file), Observed::Known(control)) = (seat.marker, seat.control) else {
             return Price::Unknown;
         };
+        // Else the holder may have gone on alone without this node knowing. An arbiter that grants refuses a change that
+        // was asked for under an older register.
+        let known = match self.config.voting {
+            Voting::Arbiter => self.arbiter_grants(),
+            Voting::Strict => true,
+            Voting::PrimaryBiased | Voting::FenceDevice => false,
+        };
         match file.marker {
             Some(m) if m.generation != control.generation => Price::Unknown,
-            // Without a third vote the holder may have gone on alone without this node knowing.
-            Some(m) if Some(m.pact) == self.pact(r) && self.config.voting != Voting::PrimaryBiased => {
-                Price::Nothing
-            }
+            Some(m) if known && Some(m.pact) == self.pact(r) => Price::Nothing,
             Some(_) | None => Price::UnprotectedWrites,
         }
     }

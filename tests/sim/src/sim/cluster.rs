@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dyad_cluster::action::{Issued, VmId};
 use dyad_cluster::arbiter::{Arbiter, Durable};
-use dyad_cluster::event::Event;
+use dyad_cluster::event::{Command, Event};
 use dyad_cluster::eventlog::Entry;
 use dyad_cluster::gate::Vip;
 use dyad_cluster::message::{Authenticated, ToArbiter};
@@ -12,7 +12,7 @@ use dyad_cluster::mutation::Mutation;
 use dyad_cluster::phase::Phase;
 use dyad_cluster::placement::Vm;
 use dyad_cluster::register::{Mode, Reason, Register};
-use dyad_cluster::report::Protection;
+use dyad_cluster::report::{Price, Protection};
 use dyad_cluster::types::{Epoch, Incarnation, Node, ResourceId, Tick};
 use dyad_cluster::{Config, Mutations, Voting, step};
 
@@ -82,8 +82,12 @@ pub(crate) struct Cluster {
     pub(crate) acknowledged: Vec<Vec<(u64, Node, u64)>>,
     /// An operator took the resource from this node: what it still acknowledges is the price.
     pub(crate) forced_from: Vec<Option<Node>>,
+    /// The operator was told that taking the resource costs nothing.
+    pub(crate) free: Vec<bool>,
     /// Acknowledged writes that a forced take-over gave up.
     pub(crate) given_up: usize,
+    /// Since when a status screen says "full" and the standby has no marker.
+    pub(crate) untrue_since: BTreeMap<(usize, usize), u64>,
     /// By resource and timeline: the node that writes on it.
     pub(crate) timelines: BTreeMap<(usize, u32), Node>,
     pub(crate) changes: u64,
@@ -134,6 +138,8 @@ impl Cluster {
             written: 0,
             acknowledged: vec![Vec::new(); count],
             forced_from: vec![None; count],
+            free: vec![false; count],
+            untrue_since: BTreeMap::new(),
             given_up: 0,
             timelines: BTreeMap::new(),
             changes: 0,
@@ -294,7 +300,20 @@ impl Cluster {
         let tick = clock.read(now);
         let Some(state) = &mut machine.state else { return };
         let logged = self.recorded.as_ref().map(|_| event.clone());
+        let forced = match event {
+            Event::Command(Command::Force(r)) => {
+                self.free[usize::from(r.0)] = state.price(r) == Price::Nothing;
+                Some((r, state.register(r)))
+            }
+            _ => None,
+        };
         let issued = step(state, tick, event);
+        if let Some((r, before)) = forced
+            && state.register(r).is_some_and(|after| after.holder == node && Some(after) != before)
+        {
+            // Without a third vote the operator's word counts at once, and what the mirror says next is a later change.
+            self.forced_from[usize::from(r.0)] = Some(node.peer());
+        }
         let edges: Vec<_> = state.edges().to_vec();
         if let (Node::A, Some(event), Some(recorded)) = (node, logged, &mut self.recorded) {
             recorded.push(Entry::Step { at: tick, event, actions: issued.clone() });

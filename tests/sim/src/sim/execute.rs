@@ -155,6 +155,8 @@ impl Cluster {
             Action::Inspect => return Some(Outcome::Done(Report::Relation(relation(database, holder)))),
             Action::Follow => {
                 database.follow();
+                // It takes part again: from here on nothing that it acknowledges may be lost.
+                self.forced_from[index] = self.forced_from[index].filter(|loser| *loser != node);
                 return Some(Outcome::Done(Report::Nothing));
             }
             Action::Rewind => match database.rewind_to(holder, fresh) {
@@ -269,6 +271,7 @@ impl Cluster {
         self.acknowledged[index].retain(|(write, by, _)| *by != loser || log.contains(write));
         let given_up = before - self.acknowledged[index].len();
         self.given_up += given_up;
+        self.complain(oracles::price_was_true(self.free[index], given_up));
         self.note(|| format!("forced take-over of {index} gave up {given_up} acknowledged writes"));
     }
 

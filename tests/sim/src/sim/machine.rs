@@ -349,6 +349,9 @@ impl Cluster {
                     self.note(|| format!("operator: {node:?} forgot, {:?} goes on", node.peer()));
                     self.tell_node(node.peer(), Event::Command(Command::Force(r)));
                     self.tell_node(node, Event::Command(Command::Retry(r)));
+                    // The word that the other node knows all there is to know: what only this one knew, of any resource,
+                    // is given up.
+                    self.forced_from.fill(Some(node));
                     continue;
                 }
                 if state.phase(r) != Some(Phase::Refused) {

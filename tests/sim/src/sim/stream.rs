@@ -61,6 +61,9 @@ impl Cluster {
             self.pid1(node);
         }
         self.operator();
+        let (unmarked, now) = (oracles::unmarked(self), self.now);
+        self.untrue_since.retain(|at, _| unmarked.contains(at));
+        unmarked.into_iter().for_each(|at| _ = self.untrue_since.entry(at).or_insert(now));
         let complaint = oracles::at_every_moment(self);
         self.complain(complaint);
         if self.peaceful_since.is_some() {

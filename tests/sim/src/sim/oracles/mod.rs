@@ -12,6 +12,7 @@ mod o6;
 mod o7;
 mod o8;
 mod o9;
+mod price;
 mod status;
 
 use super::cluster::Cluster;
@@ -24,6 +25,8 @@ pub(crate) use o7::o7_counter_is_monotone;
 pub(crate) use o8::is_best;
 pub(crate) use o9::o9_nothing_moves;
 pub(crate) use o10::o10_quarantined;
+pub(crate) use price::price_was_true;
+pub(crate) use status::unmarked;
 
 /// At every look.
 pub(crate) fn at_every_moment(cluster: &Cluster) -> Option<String> {
@@ -32,6 +35,7 @@ pub(crate) fn at_every_moment(cluster: &Cluster) -> Option<String> {
         .or_else(|| o11::o11_reset_is_not_withheld(cluster))
         .or_else(|| lease::gate_ends_before_grant(cluster))
         .or_else(|| status::status_is_true(cluster))
+        .or_else(|| status::stays_untrue(cluster))
 }
 
 /// After a long peace.
