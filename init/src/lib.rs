@@ -72,6 +72,6 @@ fn give_up(reason: &str) -> ExitCode {
     log::open();
     log::critical!("{reason}");
     clock::pause_ms(PAUSE_BEFORE_RESET_MS);
-    let _ = rustix::system::reboot(rustix::system::RebootCommand::Restart);
+    power::reset_now();
     ExitCode::FAILURE
 }

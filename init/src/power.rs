@@ -1,4 +1,4 @@
-//! The power button, by the kernel's ACPI event messages (generic netlink family `acpi_event`; module `button`).
+//! The last resort, and the power button, by the kernel's ACPI event messages (generic netlink family `acpi_event`; module `button`).
 
 use crate::log::warning;
 use rustix::fd::OwnedFd;
@@ -17,6 +17,23 @@ const NLM_F_REQUEST: u16 = 1;
 const HEADER_BYTES: usize = 16;
 const GENL_BYTES: usize = 4;
 const ATTRIBUTE_TYPE: u16 = 0x3fff;
+
+/// The process namespace that the kernel made first has this number (`PROC_PID_INIT_INO`).
+const WHOLE_MACHINE: &str = "pid:[4026531836]";
+const SYSRQ: &str = "/proc/sysrq-trigger";
+
+/// Resets the machine without asking drivers or file systems, which could hang; in a container, ends that.
+pub(crate) fn reset_now() {
+    // In a container this file is its host's.
+    let is_machine =
+        std::fs::read_link("/proc/self/ns/pid").is_ok_and(|name| name.as_os_str() == WHOLE_MACHINE);
+    if is_machine && let Err(error) = std::fs::write(SYSRQ, "b") {
+        warning!("cannot write to {SYSRQ}: {error}");
+    }
+    if let Err(errno) = rustix::system::reboot(rustix::system::RebootCommand::Restart) {
+        warning!("the kernel refuses a reset: {errno}");
+    }
+}
 
 /// Subscribes; `None` where there is no ACPI.
 pub(crate) fn open() -> Option<OwnedFd> {

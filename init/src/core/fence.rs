@@ -10,13 +10,12 @@ use rustix::event::epoll;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
-use rustix::system::RebootCommand;
 
 use super::Core;
 use crate::log::{critical, error, info, warning};
 use crate::record::Record;
 use crate::services::Event;
-use crate::{clock, gate};
+use crate::{clock, gate, power};
 
 /// After `cgroup.kill`, until the machine is reset.
 const EMPTY_WITHIN_NS: u64 = 2_000_000_000;
@@ -122,7 +121,7 @@ impl Core {
             self.feed();
         } else if now >= gone_by {
             critical!("dead-man's switch: a writer survives SIGKILL: the machine resets");
-            let _ = rustix::system::reboot(RebootCommand::Restart);
+            power::reset_now();
         }
     }
 

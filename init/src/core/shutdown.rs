@@ -7,10 +7,10 @@ use rustix::system::RebootCommand;
 use serde::{Deserialize, Serialize};
 
 use super::{Core, jobs};
-use crate::clock;
 use crate::log::{critical, error, info, warning};
 use crate::record::Record;
 use crate::services::Event;
+use crate::{clock, power};
 
 /// What comes after the last step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +33,8 @@ enum Work {
     Record,
     /// Reboot or power off.
     Reset,
+    /// The same without asking any driver.
+    Force,
 }
 
 #[derive(Debug)]
@@ -43,7 +45,7 @@ struct Step {
 }
 
 /// The order of a shutdown.
-const STEPS: [Step; 8] = [
+const STEPS: [Step; 9] = [
     Step { name: "services", deadline_ms: 90_000, work: Work::StopServices },
     Step { name: "terminate", deadline_ms: 3_000, work: Work::SignalAll(nix::libc::SIGTERM) },
     Step { name: "kill", deadline_ms: 3_000, work: Work::SignalAll(nix::libc::SIGKILL) },
@@ -52,6 +54,7 @@ const STEPS: [Step; 8] = [
     Step { name: "unmount", deadline_ms: 15_000, work: Work::Helper },
     Step { name: "sync", deadline_ms: 30_000, work: Work::Helper },
     Step { name: "reset", deadline_ms: 10_000, work: Work::Reset },
+    Step { name: "force", deadline_ms: 1_000, work: Work::Force },
 ];
 
 /// Presses of Ctrl-Alt-Del within this time that mean: now.
@@ -98,7 +101,7 @@ impl Core {
         progress.presses = if now - since > IMPATIENT_MS { (1, now) } else { (presses + 1, since) };
         if progress.presses.0 >= IMPATIENT_PRESSES {
             critical!("shutdown: Ctrl-Alt-Del {IMPATIENT_PRESSES} times: reset");
-            let _ = rustix::system::reboot(RebootCommand::Restart);
+            power::reset_now();
         }
     }
 
@@ -128,6 +131,7 @@ impl Core {
                 self.record(&Record::Done(reason));
             }
             Work::Reset => self.reset(),
+            Work::Force => power::reset_now(),
         }
     }
 
@@ -137,7 +141,7 @@ impl Core {
             Work::SignalAll(_) => matches!(signals::peek(), Ok(Children::None)),
             Work::Helper => !self.jobs.runs(jobs::Kind::Step),
             Work::Record => self.book.record.is_none() && !self.jobs.runs(jobs::Kind::Record),
-            Work::Reset => false,
+            Work::Reset | Work::Force => false,
         }
     }
 
@@ -157,7 +161,7 @@ impl Core {
             while self.book.container && next < STEPS.len() && STEPS[next].work == Work::Helper {
                 next += 1;
             }
-            // A reset that came back is tried again.
+            // A reset that came back is forced, again and again.
             let next = next.min(STEPS.len() - 1);
             if let Some(progress) = &mut self.book.shutdown {
                 progress.step = next;
@@ -166,6 +170,7 @@ impl Core {
         }
     }
 
+    /// A process of its own makes the call: a driver that hangs in it does not keep PID 1 from what comes next.
     fn reset(&mut self) {
         let Some(progress) = &self.book.shutdown else { return };
         let took = clock::boot_ms().saturating_sub(progress.began_ms);
@@ -174,8 +179,16 @@ impl Core {
             How::Reboot => RebootCommand::Restart,
             How::PowerOff => RebootCommand::PowerOff,
         };
-        if let Err(errno) = rustix::system::reboot(command) {
-            error!("shutdown: the kernel refuses: {errno}");
+        let call = || match rustix::system::reboot(command) {
+            Ok(()) => 0,
+            Err(errno) => {
+                error!("shutdown: the kernel refuses: {errno}");
+                1
+            }
+        };
+        if let Err(error) = dyad_sys::spawn::spawn(None, call) {
+            error!("shutdown: no process for the reset: {error}");
+            call();
         }
     }
 }
@@ -194,7 +207,8 @@ mod tests {
                 && at("teardown") < at("unmount")
                 && at("unmount") < at("sync")
         );
-        assert_eq!(at("reset"), STEPS.len() - 1);
+        assert!(at("sync") < at("reset"));
+        assert_eq!(at("force"), STEPS.len() - 1);
         assert!(STEPS.iter().all(|step| step.deadline_ms > 0));
         // The sum is what an operator waits at most.
         assert!(STEPS.iter().map(|step| step.deadline_ms).sum::<u32>() <= 200_000);

@@ -24,7 +24,7 @@ const PASSAGES_MAX: u64 = 200;
 /// Status of every end that PID 1 must hear of.
 const STATUS: i32 = 7;
 
-fn services() -> Vec<Service> {
+pub(crate) fn services() -> Vec<Service> {
     let mut all: Vec<Service> =
         (0..QUIET).map(|n| service(&format!("s{n}"), "exec /bin/busybox sleep 100000")).collect();
     for n in 0..BUSY {
@@ -107,8 +107,12 @@ fn oneshots(container: &Container) -> (u32, u32) {
 #[test]
 #[ignore = "run in a guest by tests/vm"]
 fn five_hundred_services_do_not_notice_faults() {
-    let container = Container::start(services(), &[]);
-    let mut client = Client::connect(&container);
+    storm(&Container::start(services(), &[]));
+}
+
+/// Faults at random places of PID 1 while services end, one-shots run and orphans come.
+pub(crate) fn storm(container: &Container) {
+    let mut client = Client::connect(container);
     let quiet = |client: &mut Client| {
         let mut list = client.services();
         list.retain(|s| s.name.starts_with('s'));
@@ -119,21 +123,21 @@ fn five_hundred_services_do_not_notice_faults() {
     });
     let mut random = Random(0x5eed);
     let (mut times, (told, cut)) = std::thread::scope(|scope| {
-        let across = scope.spawn(|| oneshots(&container));
+        let across = scope.spawn(|| oneshots(container));
         let times: Vec<u32> = (0..ROUNDS)
             .map(|n| {
                 let after = random.below(PASSAGES_MAX) as u32;
-                one(&mut client, &container, FAULTS[n as usize % FAULTS.len()], after)
+                one(&mut client, container, FAULTS[n as usize % FAULTS.len()], after)
             })
             .collect();
-        fs::write(inside(&container, "/tmp/halt"), "").expect("the container's /tmp");
+        fs::write(inside(container, "/tmp/halt"), "").expect("the container's /tmp");
         (times, across.join().expect("all one-shots were told"))
     });
     let list = wait_for("rest", || {
         let busy = |s: &&_| starts_with_busy(s);
         let list = client.services();
         let rest = list.iter().filter(busy).all(|s| {
-            s.state == ServiceState::Ready && starts(&container, &s.name) == u64::from(s.restarts) + 1
+            s.state == ServiceState::Ready && starts(container, &s.name) == u64::from(s.restarts) + 1
         });
         rest.then_some(list)
     });
@@ -144,7 +148,7 @@ fn five_hundred_services_do_not_notice_faults() {
         assert_eq!(status.last_exit, Some(ExitStatus::Exited(STATUS)), "{}", status.name);
         ends += status.restarts;
     }
-    wait_for("all reaped", || (zombies(&container) == 0).then_some(()));
+    wait_for("all reaped", || (zombies(container) == 0).then_some(()));
     times.sort_unstable();
     println!(
         "{ROUNDS} faults under {} services: recovered within {} us (half), {} us (all); {ends} ends of services and \

@@ -4,6 +4,7 @@
 mod faults;
 mod hostile;
 mod journal;
+mod machine;
 mod steady;
 mod support;
 
@@ -214,7 +215,7 @@ fn ladder_and_fence(container: &Container, client: &mut Client) {
 fn shutdown(mut container: Container, client: &mut Client) {
     let answer = client.ask(Call::Shutdown { how: Shutdown::PowerOff, reason: "the test is over".into() });
     assert_eq!(answer, Answer::Accepted);
-    wait_for("the end of PID 1", || container.outer.try_wait().expect("our child"));
+    wait_for("the end of PID 1", || container.outer.as_mut()?.try_wait().expect("our child"));
     let left = std::fs::read_to_string(container.group.join("cgroup.events")).expect("our cgroup");
     assert!(left.contains("populated 0"), "processes are left: {left}");
 }

@@ -70,10 +70,11 @@ fn cgroup2() -> PathBuf {
 
 /// PID 1 in namespaces of its own, under a cgroup of its own.
 pub(crate) struct Container {
-    pub(crate) outer: Child,
+    /// Who made the namespaces; nobody where PID 1 is this machine's own.
+    pub(crate) outer: Option<Child>,
     pub(crate) pid: u32,
     pub(crate) group: PathBuf,
-    _root: tempfile::TempDir,
+    _root: Option<tempfile::TempDir>,
 }
 
 impl Container {
@@ -109,7 +110,12 @@ impl Container {
         let outer = Command::new("sh").args(["-c", &script]).stdin(Stdio::null()).spawn().expect("sh");
         let children = format!("/proc/{0}/task/{0}/children", outer.id());
         let pid = wait_for("PID 1", || std::fs::read_to_string(&children).ok()?.trim().parse().ok());
-        Self { outer, pid, group, _root: root }
+        Self { outer: Some(outer), pid, group, _root: Some(root) }
+    }
+
+    /// The machine that this process runs on.
+    pub(crate) fn machine() -> Self {
+        Self { outer: None, pid: 1, group: cgroup2(), _root: None }
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -134,9 +140,10 @@ impl Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
+        let Some(outer) = &mut self.outer else { return };
         // Already gone when the test went well.
-        let _ = self.outer.kill();
-        let _ = self.outer.wait();
+        let _ = outer.kill();
+        let _ = outer.wait();
         remove_groups(&self.group);
     }
 }
@@ -241,7 +248,7 @@ impl Client {
     }
 }
 
-fn image(services: Vec<Service>) -> ImageTable {
+pub(crate) fn image(services: Vec<Service>) -> ImageTable {
     ImageTable {
         name: "test".into(),
         version: "1".into(),

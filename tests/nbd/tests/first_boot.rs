@@ -32,9 +32,8 @@ const PIECES_MAX: u64 = 64;
 const STATES: usize = 10_000;
 /// Looks with e2fsck, which takes a copy and a process each.
 const FSCKS_MAX: usize = 60;
-/// States really booted; `cargo xtask soak` boots more of them.
+/// States really booted; `cargo xtask soak first-boot N` boots more of them.
 const BOOTS: usize = 5;
-const BOOTS_SOAK: usize = 50;
 const BOOT: Duration = Duration::from_secs(600);
 /// What a machine shows once all its services run, or when it gives up.
 const UP: &str = "dyad: services ";
@@ -251,7 +250,7 @@ fn no_power_cut_in_a_first_boot_is_lasting() {
     let dir = dir.path();
     let image = image(dir);
     let records = record(&image, dir);
-    let boots = if std::env::var_os("DYAD_SOAK").is_some() { BOOTS_SOAK } else { BOOTS };
+    let boots = std::env::var("DYAD_SOAK").map_or(BOOTS, |n| n.parse().expect("DYAD_SOAK is a number"));
     let scene = dir.join("scene");
     let chosen = look_at_all(&copy(&image, &scene), &records, boots, dir);
     let disk = copy(&image, &scene);

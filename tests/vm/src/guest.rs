@@ -26,6 +26,7 @@ const PACKAGES: &[&str] = &[
     "cpio",
     "dmsetup",
     "dosfstools",
+    "drbd-utils",
     "e2fsprogs",
     "gdisk",
     "iproute2",
@@ -47,6 +48,7 @@ const DIRECTORIES: &[&str] = &[
     "etc",
     "usr/bin",
     "usr/sbin",
+    "usr/lib/drbd",
     "usr/lib/systemd/systemd-journald",
     "usr/lib/x86_64-linux-gnu",
     "usr/lib64",
@@ -78,11 +80,24 @@ pub struct Guest<'a> {
     pub memory_mib: u32,
     /// How long the tests may take on two processors of which each is emulated.
     pub seconds: u32,
+    /// The test binary lays out an image (`machine::inside_layout`) and the guest's first program becomes its `init`,
+    /// with this scene as a service; `select` is not used.
+    pub scene: Option<&'a str>,
 }
 
 impl Guest<'_> {
     /// Runs the tests; panics with the guest's console when one fails, none ran, or the time is over.
     pub fn run(&self) {
+        let console = self.console(&mut |_| false);
+        assert!(console.contains("\nGUEST END 0"), "the tests failed or did not end, see above");
+        let ran =
+            console.lines().any(|line| line.starts_with("test result: ok. ") && !line.contains(" 0 passed"));
+        assert!(ran, "no test ran, see above");
+    }
+
+    /// Runs the machine until it powers itself off, its time is over, or `enough` is true of a line on its console; what
+    /// was there. With a scene it starts again after a reset.
+    pub fn console(&self, enough: &mut dyn FnMut(&str) -> bool) -> String {
         let packages = packages();
         let binaries = self.binaries();
         let mut tree = system(&packages);
@@ -102,11 +117,7 @@ impl Guest<'_> {
         cpio::write(&tree, &mut out).expect("the initrd can be written");
         out.flush().expect("the initrd can be written");
         let kernel = find(&packages.join("boot"), "vmlinuz-*");
-        let console = self.boot(&kernel, &initrd);
-        assert!(console.contains("\nGUEST END 0"), "the tests failed or did not end, see above");
-        let ran =
-            console.lines().any(|line| line.starts_with("test result: ok. ") && !line.contains(" 0 passed"));
-        assert!(ran, "no test ran, see above");
+        self.boot(&kernel, &initrd, enough)
     }
 
     /// What cargo builds for the test: programs under test first, the test itself last.
@@ -139,6 +150,19 @@ impl Guest<'_> {
     /// The guest's first program.
     fn init(&self, test: &Path) -> String {
         let env: String = self.env.iter().map(|(name, value)| format!("export {name}='{value}'\n")).collect();
+        let test = test.display();
+        let select = self.select.join(" ");
+        let work = match self.scene {
+            Some(scene) => format!(
+                "DYAD_SCENE={scene} '{test}' --ignored --exact machine::inside_layout || poweroff -f\n\
+                 exec busybox env -i /usr/lib/dyad/init\n"
+            ),
+            None => format!(
+                "'{test}' --ignored --test-threads 1 {select} </dev/null 2>&1\n\
+                 status=$?; echo; echo GUEST END $status\n\
+                 poweroff -f\n"
+            ),
+        };
         format!(
             "#!/usr/bin/busybox sh\n\
              export PATH=/usr/sbin:/usr/bin TMPDIR=/tmp HOME=/root\n\
@@ -149,20 +173,15 @@ impl Guest<'_> {
              mount -t cgroup2 cgroup2 /sys/fs/cgroup\n\
              for module in {modules}; do busybox insmod /modules/$module.ko || echo GUEST NO MODULE $module; done\n\
              ip link set lo up; cd /tmp\n\
-             {scratch}{env}\
-             '{test}' --ignored --test-threads 1 {select} </dev/null 2>&1\n\
-             status=$?; echo; echo GUEST END $status\n\
-             poweroff -f\n",
+             {scratch}{env}{work}",
             scratch = if self.ext4 { ON_EXT4 } else { "" },
             applets = APPLETS.join(" "),
             modules = self.modules.join(" "),
-            test = test.display(),
-            select = self.select.join(" "),
         )
     }
 
     /// Runs the machine to its end; what was on its console.
-    fn boot(&self, kernel: &Path, initrd: &Path) -> String {
+    fn boot(&self, kernel: &Path, initrd: &Path, enough: &mut dyn FnMut(&str) -> bool) -> String {
         let seconds = (BOOT_SECONDS + self.seconds).to_string();
         let memory = self.memory_mib.to_string();
         let path = |path: &Path| path.to_str().expect("test paths are UTF-8").to_owned();
@@ -177,18 +196,28 @@ impl Guest<'_> {
             &memory,
             "-nodefaults",
             "-no-user-config",
-            "-no-reboot",
+            "-device",
+            "i6300esb",
+            "-action",
+            "watchdog=reset",
         ]);
+        let inject = if self.scene.is_some() {
+            " dyad.inject"
+        } else {
+            args.push("-no-reboot");
+            ""
+        };
+        let words = format!("console=ttyS0 quiet loglevel=1 panic=-1{inject}");
         args.extend(["-display", "none", "-nic", "none", "-serial", "stdio"]);
         args.extend(["-kernel", &kernel, "-initrd", &initrd]);
-        args.extend(["-append", "console=ttyS0 quiet loglevel=1 panic=-1"]);
-        streamed("timeout", &args)
+        args.extend(["-append", &words]);
+        streamed("timeout", &args, enough)
     }
 }
 
-/// Runs a program to its end and prints what it writes line by line as it comes; all of it.
+/// Runs a program to its end, or until `enough` is true of a line, and prints what it writes as it comes; all of it.
 #[allow(clippy::disallowed_methods, reason = "the guest's console is read while it runs")]
-fn streamed(name: &str, args: &[&str]) -> String {
+fn streamed(name: &str, args: &[&str], enough: &mut dyn FnMut(&str) -> bool) -> String {
     let mut child = Command::new(name)
         .args(args)
         .stdin(Stdio::null())
@@ -202,6 +231,10 @@ fn streamed(name: &str, args: &[&str]) -> String {
         print!("{text}");
         all += &text;
         line.clear();
+        if enough(&text) {
+            // `timeout` hands it on.
+            stdout("kill", &program("kill", &[&child.id().to_string()]));
+        }
     }
     let status = child.wait().expect("the program can be waited for");
     println!("{name}: {status}");

@@ -29,6 +29,7 @@ fn disk(select: &[&str], seconds: u32, soak: bool) {
         env,
         memory_mib: 3072,
         seconds,
+        scene: None,
     };
     guest.run();
 }
@@ -56,32 +57,118 @@ fn bonds() {
         env: &[],
         memory_mib: 1024,
         seconds: 120,
+        scene: None,
     }
     .run();
 }
 
-fn pid_1(select: &[&str], seconds: u32) {
+fn pid_1(select: &[&str], seconds: u32, rounds: Option<&str>) {
     Guest {
         package: "init",
         test: "namespace",
         select,
         modules: &["nfnetlink", "crc32c_generic", "libcrc32c", "nf_tables"],
         ext4: false,
-        env: &[],
+        env: rounds.map(|rounds| ("DYAD_SOAK", rounds)).as_slice(),
         memory_mib: 2048,
         seconds,
+        scene: None,
     }
     .run();
 }
 
 #[test]
 fn the_life_of_pid_1() {
-    pid_1(&["--exact", "a_life"], 200);
+    pid_1(&["--exact", "a_life"], 200, None);
 }
 
 #[test]
 fn pid_1_under_load_and_faults() {
-    pid_1(&["--skip", "inside_", "--skip", "a_life", "--nocapture"], 1500);
+    let others = ["--skip", "inside_", "--skip", "a_life", "--skip", "journald", "--nocapture"];
+    pid_1(&others, 1500, None);
+}
+
+#[test]
+fn journald_killed_and_stopped() {
+    let rounds = std::env::var("DYAD_SOAK").ok();
+    let seconds = 200 * rounds.as_ref().map_or(1, |n| n.parse().expect("DYAD_SOAK is a number"));
+    pid_1(&["--skip", "inside_", "--nocapture", "journald"], seconds, rounds.as_deref());
+}
+
+/// Longest shutdown: the sum of its steps' deadlines in `init/src/core/shutdown.rs`, seconds.
+const SHUTDOWN_MAX: f64 = 187.0;
+
+/// A machine whose PID 1 is `init` itself; `scene` is one of init/tests/namespace/machine.rs.
+fn machine(scene: &str, seconds: u32) -> Guest<'_> {
+    Guest {
+        package: "init",
+        test: "namespace",
+        select: &[],
+        modules: &[
+            "watchdog",
+            "i6300esb",
+            "loop",
+            "dm-mod",
+            "crc32c_generic",
+            "crc16",
+            "mbcache",
+            "jbd2",
+            "ext4",
+            "libcrc32c",
+            "lru_cache",
+            "drbd",
+        ],
+        ext4: false,
+        env: &[],
+        memory_mib: 1536,
+        seconds,
+        scene: Some(scene),
+    }
+}
+
+/// The numbers behind a word on the console, one a line.
+fn numbers(console: &str, word: &str) -> Vec<u64> {
+    let rest = console.lines().filter_map(|line| line.split_once(word).map(|(_, rest)| rest));
+    rest.map(|rest| rest.trim().parse().expect("a number of milliseconds")).collect()
+}
+
+#[test]
+fn pid_1_of_a_machine_survives_faults() {
+    machine("faults", 900).run();
+}
+
+#[test]
+fn a_frozen_pid_1_ends_by_the_watchdog() {
+    let console = machine("frozen", 240).console(&mut |_| false);
+    let (frozen, again) = (numbers(&console, "frozen at "), numbers(&console, "began again at "));
+    assert!(frozen.len() == 1 && again.len() == 1, "one freeze, one boot after it, see above");
+    assert!(!console.contains("reboot: Restarting"), "it was the watchdog, not the kernel");
+    println!("frozen PID 1: the watchdog reset the machine {} ms later", again[0] - frozen[0]);
+}
+
+#[test]
+fn a_shutdown_that_nothing_obeys_ends_in_time() {
+    // A hundred take hours, most of them waiting: `cargo xtask soak shutdown N`.
+    let wanted = std::env::var("DYAD_SOAK").map_or(1, |n| n.parse().expect("DYAD_SOAK is a number"));
+    let mut seen = 0;
+    let console = machine("stuck", 300 * wanted as u32).console(&mut |line| {
+        seen += usize::from(line.contains("] reboot: Restarting system"));
+        seen == wanted
+    });
+    let asked = numbers(&console, "shutdown asked at ");
+    let resets: Vec<f64> = console
+        .lines()
+        .filter_map(|line| {
+            line.split_once("] reboot: Restarting system")?.0.split_once('[')?.1.trim().parse().ok()
+        })
+        .collect();
+    assert_eq!(resets.len(), wanted, "a machine did not reset, see above");
+    let mut took: Vec<f64> =
+        asked.iter().zip(&resets).map(|(asked, reset)| reset - *asked as f64 / 1000.0).collect();
+    took.sort_by(f64::total_cmp);
+    let (half, longest) = (took[took.len() / 2], took[took.len() - 1]);
+    println!("{wanted} shutdowns that nothing obeyed: reset after {half:.1} s (half), {longest:.1} s (all)");
+    assert!(longest <= SHUTDOWN_MAX, "declared are {SHUTDOWN_MAX} s");
 }
 
 #[test]
@@ -96,6 +183,7 @@ fn archives_extracted_by_root() {
             env: &[],
             memory_mib: 1024,
             seconds: 120,
+            scene: None,
         }
         .run();
     }

@@ -26,7 +26,13 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   mutate --seeds N      break each clause of the protocol and see which oracle notices
   fuzz [TARGET] [--seconds N]   every parser of foreign bytes under libFuzzer, 60 seconds each
   soak builds [N]       N builds (30) of one definition in different places: one digest an output
+  soak shutdown N       N shutdowns of a machine on which everything hangs: each resets within its deadline
+  soak journald N       N times 30 kills and a stop of journald under 10,000 lines a second
+  soak first-boot N     N boots of states that a power cut could leave in a first boot
   bench NAME            build, image-size, witness: measured side by side in one run, printed as a table";
+
+/// The package whose tests boot machines.
+const GUESTS: &str = "dyad-vm-tests";
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -73,6 +79,19 @@ fn run(args: &[&str]) -> Result<bool> {
         ["fuzz", target, "--seconds", seconds] => fuzz::run(&root, Some(target), seconds)?,
         ["soak", "builds"] => verify::soak_builds(&root, "30")?,
         ["soak", "builds", count] => verify::soak_builds(&root, count)?,
+        ["soak", "shutdown", count] => {
+            verify::soak_init(&root, GUESTS, "guest", "a_shutdown_that_nothing_obeys_ends_in_time", count)?
+        }
+        ["soak", "journald", count] => {
+            verify::soak_init(&root, GUESTS, "guest", "journald_killed_and_stopped", count)?
+        }
+        ["soak", "first-boot", count] => verify::soak_init(
+            &root,
+            "dyad-nbd-tests",
+            "first_boot",
+            "no_power_cut_in_a_first_boot_is_lasting",
+            count,
+        )?,
         ["bench", name] => bench::run(&root, name)?,
         _ => {
             eprintln!("{USAGE}");

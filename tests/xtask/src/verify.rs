@@ -79,7 +79,8 @@ pub(crate) fn run(root: &Path, vm: bool) -> Result<bool> {
         checks.add("first boot", first_boot(root));
         for (name, package) in [("whole images", IMAGE_TESTS), ("tests that boot machines", VM_TESTS)] {
             // One at a time: each builds on two processors or boots machines that are emulated on them.
-            let tests = ["test", "--locked", "--package", package, "--no-fail-fast", "--", "--test-threads=1"];
+            let tests =
+                ["test", "--locked", "--package", package, "--no-fail-fast", "--", "--test-threads=1"];
             checks.add(name, cargo(&tests));
         }
     }
@@ -137,5 +138,17 @@ fn first_boot(root: &Path) -> Result<()> {
 pub(crate) fn soak_builds(root: &Path, count: &str) -> Result<bool> {
     sh::cargo(root, &["build", "--release", "--locked", "--bin", "dyad"])?;
     sh::cargo(root, &["run", "--locked", "--package", IMAGE_TESTS, "--bin", "soak-builds", "--", count])?;
+    Ok(true)
+}
+
+/// One test of PID 1, many times over: `cargo xtask soak shutdown N`, `journald N`, `first-boot N`.
+pub(crate) fn soak_init(root: &Path, package: &str, test: &str, name: &str, count: &str) -> Result<bool> {
+    count.parse::<u32>().map_err(|_| anyhow!("soak: {count:?} is no number"))?;
+    if std::env::var_os("DYAD_BIN").is_none() {
+        sh::cargo(root, &["build", "--release", "--locked", "--bin", "dyad"])?;
+    }
+    let args =
+        ["test", "--locked", "--package", package, "--test", test, "--", "--nocapture", "--exact", name];
+    sh::cargo_env(root, &args, &[("DYAD_SOAK", count)])?;
     Ok(true)
 }
