@@ -26,6 +26,8 @@ use crate::topology::{Node, Role};
 
 /// How long a supervisor may take to answer; on top of its own deadline where the call has one.
 const CALL_WAIT: Duration = Duration::from_secs(15);
+/// The journal is read from a disk, by a program that a machine just booted may have to load first.
+const LOGS_WAIT: Duration = Duration::from_secs(60);
 
 /// A node of the vm backend.
 pub(crate) struct Vm {
@@ -177,6 +179,7 @@ pub(crate) fn ask(
 ) -> Result<Value> {
     let limit = match &call {
         Call::Exec(exec) => CALL_WAIT + Duration::from_millis(exec.deadline_ms.into()),
+        Call::Logs(_) => LOGS_WAIT,
         _ => CALL_WAIT,
     };
     socket.set_read_timeout(Some(limit)).doing("set a deadline on a supervisor's socket")?;
