@@ -268,7 +268,11 @@ impl<R: Read + Seek> Reader<R> {
         if l1_entries < needed || l1_entries * 8 > L1_BYTES_MAX {
             return bad(format!("an L1 table of {l1_entries} entries for a disk of {size} bytes"));
         }
-        input.seek(SeekFrom::Start(long(40)))?;
+        let table = long(40);
+        if table % (1 << cluster_bits) != 0 || table & !OFFSET_MASK != 0 {
+            return bad(format!("an L1 table at {table}: it must begin on a cluster below 2^56"));
+        }
+        input.seek(SeekFrom::Start(table))?;
         let l1 = read_table(&mut input, l1_entries as usize)?;
         Ok(Reader { input, size, zstd, cluster_bits, l1, l2: None, cluster: None, position: 0 })
     }
