@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 const NODE: &str = "node-a";
 /// Read by nothing that runs by itself.
-const VICTIM: &str = "/usr/lib/postgresql/15/bin/pg_dump";
+const VICTIM: &str = "/usr/bin/dyad-witness";
 /// Directories of the root that other file systems cover.
 const COVERED: [&str; 9] = ["/proc", "/sys", "/dev", "/run", "/tmp", "/var", "/state", "/data", "/efi"];
 /// Of images/lab.toml: what every path's time is.
