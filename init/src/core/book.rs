@@ -17,7 +17,7 @@ use crate::services::{Id, RECORD_BYTES, Slot};
 
 const MAGIC: [u8; 8] = *b"DYADPID1";
 /// What another binary must read to go on from here.
-pub(crate) const FORMAT: u32 = 2;
+pub(crate) const FORMAT: u32 = 3;
 const HEADER_BYTES: usize = 128;
 const STRIDE: usize = 256;
 /// Where the fault handler writes the cause and the time.
@@ -44,8 +44,9 @@ pub(super) struct SavedJob {
     pub(super) exit: Option<(bool, i32)>,
     pub(super) killed: bool,
     pub(super) timed_out: bool,
-    pub(super) out: (RawFd, Vec<u8>),
-    pub(super) err: (RawFd, Vec<u8>),
+    /// Pipe and file, as `capture::Capture` has them.
+    pub(super) out: (RawFd, RawFd),
+    pub(super) err: (RawFd, RawFd),
     pub(super) capture_max: u32,
     pub(super) started_ms: u64,
     pub(super) deadline_ms: u64,

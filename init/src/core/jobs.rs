@@ -4,16 +4,16 @@
 use dyad_api::control::{Answer, CAPTURE_MAX, ExitStatus, Finished, Oneshot, PhaseState, Refusal};
 use dyad_sys::signals::Exit;
 use rustix::event::epoll;
-use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::OFlags;
-use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use serde::{Deserialize, Serialize};
 
 use super::book::SavedJob;
+use super::capture::Capture;
 use super::{Core, Token};
 use crate::cgroup::Group;
-use crate::exec::{self, Output, Program, View};
+use crate::exec::{self, Program, View};
 use crate::log::{error, warning};
 use crate::{boot, clock};
 
@@ -23,8 +23,6 @@ pub(super) const JOBS_MAX: usize = 64;
 const GIVE_UP_MS: u64 = 5_000;
 /// Output of a helper that is kept: its last lines are a phase's note.
 const HELPER_CAPTURE: u32 = 2048;
-/// Blocks of one output read before other events get their turn.
-const READS_MAX: usize = 16;
 /// Status of a helper that changed something.
 pub(crate) const STATUS_CHANGED: i32 = 10;
 /// This program, for helpers.
@@ -47,28 +45,8 @@ pub(super) enum Kind {
     Oneshot(u16, u32),
 }
 
-/// The last bytes of an output.
-#[derive(Debug)]
-struct Tail {
-    bytes: Vec<u8>,
-    max: usize,
-    /// Bytes ever written.
-    total: u64,
-}
-
-impl Tail {
-    fn new(max: usize) -> Self {
-        Self { bytes: Vec::new(), max, total: 0 }
-    }
-
-    fn push(&mut self, new: &[u8]) {
-        self.total += new.len() as u64;
-        let new = &new[new.len().saturating_sub(self.max)..];
-        let over = (self.bytes.len() + new.len()).saturating_sub(self.max);
-        self.bytes.drain(..over);
-        self.bytes.extend_from_slice(new);
-    }
-}
+/// A former image's descriptors of one output: pipe and file.
+pub(super) type Output = (Option<OwnedFd>, Option<OwnedFd>);
 
 #[derive(Debug)]
 struct Job {
@@ -81,8 +59,9 @@ struct Job {
     /// Its cgroup was killed because time was up, or because nobody waits for it any more.
     killed: bool,
     timed_out: bool,
-    out: (Option<OwnedFd>, Tail),
-    err: (Option<OwnedFd>, Tail),
+    out: Capture,
+    err: Capture,
+    capture_max: u32,
     started_ms: u64,
     deadline_ms: u64,
 }
@@ -157,7 +136,7 @@ impl<'a> Order<'a> {
             no_new_privs: false,
             view: View::default(),
             syscalls: None,
-            output: Output::Pipes(out, err),
+            output: exec::Output::Pipes(out, err),
             listen: &[],
             notify: false,
             watchdog_ms: 0,
@@ -248,7 +227,7 @@ impl Core {
             epoll::add(&self.epoll, fd, token.data(), epoll::EventFlags::IN)?;
         }
         let now = clock::boot_ms();
-        let capture = order.capture_max as usize;
+        let capture_max = order.capture_max;
         let job = Job {
             kind,
             name: order.name.to_owned(),
@@ -258,8 +237,9 @@ impl Core {
             exit: None,
             killed: false,
             timed_out: false,
-            out: (Some(out), Tail::new(capture)),
-            err: (Some(err), Tail::new(capture)),
+            out: Capture::new(out, capture_max)?,
+            err: Capture::new(err, capture_max)?,
+            capture_max,
             started_ms: now,
             deadline_ms: now + u64::from(order.deadline_ms.max(1)),
         };
@@ -288,9 +268,6 @@ impl Core {
 
     /// What is written down of the jobs.
     pub(super) fn saved_jobs(&self) -> impl Iterator<Item = SavedJob> {
-        fn pipe((fd, tail): &(Option<OwnedFd>, Tail)) -> (RawFd, Vec<u8>) {
-            (fd.as_ref().map_or(-1, AsRawFd::as_raw_fd), tail.bytes.clone())
-        }
         self.jobs.list.iter().enumerate().filter_map(|(at, job)| {
             let job = job.as_ref()?;
             Some(SavedJob {
@@ -305,9 +282,9 @@ impl Core {
                 }),
                 killed: job.killed,
                 timed_out: job.timed_out,
-                out: pipe(&job.out),
-                err: pipe(&job.err),
-                capture_max: job.out.1.max as u32,
+                out: job.out.saved(),
+                err: job.err.saved(),
+                capture_max: job.capture_max,
                 started_ms: job.started_ms,
                 deadline_ms: job.deadline_ms,
             })
@@ -315,19 +292,24 @@ impl Core {
     }
 
     /// Takes a job of a former image over.
-    pub(super) fn take_job(&mut self, saved: SavedJob, (out, err): (Option<OwnedFd>, Option<OwnedFd>)) {
+    pub(super) fn take_job(&mut self, saved: SavedJob, [out, err]: [Output; 2]) {
         let Ok(group) = self.slice.group(&saved.group_name) else { return };
         let at = saved.at;
-        let pipe = |fd: Option<OwnedFd>, bytes: Vec<u8>, token: Token| {
-            if let Some(fd) = &fd {
+        let capture = |(pipe, file): Output, token: Token| {
+            if let Some(fd) = &pipe {
                 let _ = epoll::add(&self.epoll, fd, token.data(), epoll::EventFlags::IN);
             }
-            (fd, Tail { bytes, max: saved.capture_max as usize, total: 0 })
+            Some(Capture::restore(pipe, file?, saved.capture_max))
+        };
+        let (Some(out), Some(err)) = (capture(out, Token::JobOut(at)), capture(err, Token::JobErr(at)))
+        else {
+            return;
         };
         let mut job = Job {
             kind: saved.kind,
-            out: pipe(out, saved.out.1, Token::JobOut(at)),
-            err: pipe(err, saved.err.1, Token::JobErr(at)),
+            out,
+            err,
+            capture_max: saved.capture_max,
             name: saved.name,
             group_name: saved.group_name,
             group,
@@ -354,25 +336,13 @@ impl Core {
     /// Reads what a job wrote; an end of file closes the pipe.
     pub(super) fn read_job(&mut self, at: u16, standard: bool) {
         let Some(job) = self.jobs.list.get_mut(usize::from(at)).and_then(Option::as_mut) else { return };
-        let (fd, tail) = if standard { &mut job.out } else { &mut job.err };
-        let before = tail.total;
-        let mut bytes = [0u8; 8192];
-        for _ in 0..READS_MAX {
-            let Some(open) = fd else { break };
-            match rustix::io::read(&*open, &mut bytes[..]) {
-                Ok(0) => *fd = None,
-                Ok(length) => tail.push(&bytes[..length]),
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => break,
-                Err(errno) => {
-                    warning!("output of job {}: {errno}", job.name);
-                    *fd = None;
-                }
-            }
+        let capture = if standard { &mut job.out } else { &mut job.err };
+        match capture.read() {
+            Ok(false) => return,
+            Ok(true) => {}
+            Err(error) => warning!("output of job {}: {error}", job.name),
         }
-        if tail.total != before || fd.is_none() {
-            self.save();
-        }
+        self.save();
     }
 
     /// Whether the process was a job's.
@@ -432,13 +402,14 @@ impl Core {
         self.read_job(at as u16, true);
         self.read_job(at as u16, false);
         let Some(job) = self.jobs.list[at].take() else { return };
+        let (out, err) = (job.out.bytes(), job.err.bytes());
         self.slice.remove(&job.group_name);
         let took_ms = clock::boot_ms().saturating_sub(job.started_ms) as u32;
         let status = match (job.timed_out, job.exit) {
             (true, _) | (_, None) => ExitStatus::DeadlinePassed,
             (_, Some(Exit::Status(status))) => {
                 let not_started = (exec::NOT_STARTED_MIN..=exec::NOT_STARTED_MAX).contains(&status);
-                let reason = String::from_utf8_lossy(&job.err.1.bytes);
+                let reason = String::from_utf8_lossy(&err);
                 match reason.trim_end().strip_prefix("dyad: not started: ").filter(|_| not_started) {
                     Some(reason) => ExitStatus::NotStarted(reason.to_owned()),
                     None => ExitStatus::Exited(status),
@@ -448,7 +419,7 @@ impl Core {
         };
         match job.kind {
             Kind::Phase(phase) => {
-                let (state, note) = phase_result(&status, &job.out.1.bytes, &job.err.1.bytes);
+                let (state, note) = phase_result(&status, &out, &err);
                 if phase == 0 {
                     self.devices_are_up();
                 }
@@ -460,19 +431,19 @@ impl Core {
                 self.coldplug_if_changed();
             }
             Kind::Step => {
-                let (state, note) = phase_result(&status, &job.out.1.bytes, &job.err.1.bytes);
+                let (state, note) = phase_result(&status, &out, &err);
                 if state == PhaseState::Failed {
                     error!("shutdown: {}: {note}", job.name);
                 }
             }
             Kind::Record => {
-                let (state, note) = phase_result(&status, &job.out.1.bytes, &job.err.1.bytes);
+                let (state, note) = phase_result(&status, &out, &err);
                 let failure = (state == PhaseState::Failed).then_some(note.as_str());
-                self.recorded(&job.out.1.bytes, failure);
+                self.recorded(&out, failure);
             }
-            Kind::Upgrade(client, id) => self.end_upgrade(client, id, &status, &job.out.1.bytes),
+            Kind::Upgrade(client, id) => self.end_upgrade(client, id, &status, &out),
             Kind::Oneshot(client, id) => {
-                let finished = Finished { status, stdout: job.out.1.bytes, stderr: job.err.1.bytes, took_ms };
+                let finished = Finished { status, stdout: out, stderr: err, took_ms };
                 self.reply(client, id, Ok(Answer::Finished(finished)));
             }
         }
@@ -520,19 +491,6 @@ fn invalid(wanted: &Oneshot) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_tail_keeps_the_last_bytes() {
-        let mut tail = Tail::new(5);
-        tail.push(b"abc");
-        tail.push(b"defg");
-        assert_eq!(tail.bytes, b"cdefg");
-        tail.push(b"0123456789");
-        assert_eq!(tail.bytes, b"56789");
-        let mut none = Tail::new(0);
-        none.push(b"abc");
-        assert!(none.bytes.is_empty());
-    }
 
     #[test]
     fn requests_are_checked() {

@@ -2,6 +2,7 @@
 
 mod book;
 mod bound;
+mod capture;
 mod clients;
 mod fence;
 mod jobs;

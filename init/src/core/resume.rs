@@ -62,7 +62,7 @@ struct Taken {
     watchdog: Option<OwnedFd>,
     gate: Option<OwnedFd>,
     clients: Vec<Option<OwnedFd>>,
-    pipes: Vec<(Option<OwnedFd>, Option<OwnedFd>)>,
+    outputs: Vec<[super::jobs::Output; 2]>,
 }
 
 /// Takes over every descriptor that is written down, and closes what the former image had open beside: its peers see an
@@ -81,13 +81,17 @@ fn take(saved: &Saved, memory: RawFd) -> Result<(Bound, Taken), ResumeError> {
         stored.push(adopt(*fd).map(|fd| Stored::new(*service, name, fd)));
     }
     known.extend(saved.clients.iter().map(|(_, fd, ..)| *fd));
-    known.extend(saved.jobs.iter().flat_map(|job| [job.out.0, job.err.0]));
+    known.extend(saved.jobs.iter().flat_map(|job| [job.out.0, job.out.1, job.err.0, job.err.1]));
     let bound = Bound { notify: own(saved.notify)?, control: own(saved.control)?, sockets, stored };
     let taken = Taken {
         watchdog: adopt(saved.watchdog),
         gate: adopt(saved.gate),
         clients: saved.clients.iter().map(|(_, fd, ..)| adopt(*fd)).collect(),
-        pipes: saved.jobs.iter().map(|job| (adopt(job.out.0), adopt(job.err.0))).collect(),
+        outputs: saved
+            .jobs
+            .iter()
+            .map(|job| [job.out, job.err].map(|(pipe, file)| (adopt(pipe), adopt(file))))
+            .collect(),
     };
     let numbers: Vec<RawFd> = std::fs::read_dir("/proc/self/fd")
         .map(|entries| {
@@ -148,8 +152,8 @@ impl Core {
                 self.take_client(at, fd, subscribed, missed);
             }
         }
-        for (job, pipes) in jobs.into_iter().zip(taken.pipes) {
-            self.take_job(job, pipes);
+        for (job, outputs) in jobs.into_iter().zip(taken.outputs) {
+            self.take_job(job, outputs);
         }
         for id in self.machine.ids() {
             let slot = self.memory.load_slot(id)?;
