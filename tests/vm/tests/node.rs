@@ -216,7 +216,14 @@ fn killed_lab(lab: &Lab) {
         before.iter().find(|(_, command)| command.contains("\0daemon\0")).expect("there is a daemon").0;
     assert!(before.len() > 1, "the daemon and its machine: {before:?}");
     stdout("kill", &program("kill", &["-KILL", &daemon.to_string()]));
-    wait("nothing is left of a killed lab", Duration::from_secs(20), || processes(lab).is_empty());
+    // A process that ends loses its command line before its sockets.
+    let gone = |pid: i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'))
+    };
+    wait("nothing is left of a killed lab", Duration::from_secs(20), || {
+        processes(lab).is_empty() && before.iter().all(|(pid, _)| gone(*pid))
+    });
     refused(lab, &["status"], "no lab is up");
 }
 
