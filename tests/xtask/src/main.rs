@@ -29,6 +29,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   soak shutdown N       N shutdowns of a machine on which everything hangs: each resets within its deadline
   soak journald N       N times 30 kills and a stop of journald under 10,000 lines a second
   soak first-boot N     N boots of states that a power cut could leave in a first boot
+  configured-root IMAGE   every path of lab or appliance that is not as apt and dpkg would make it, with the reason
   bench NAME            build, image-size, witness: measured side by side in one run, printed as a table";
 
 /// The package whose tests boot machines.
@@ -92,6 +93,7 @@ fn run(args: &[&str]) -> Result<bool> {
             "no_power_cut_in_a_first_boot_is_lasting",
             count,
         )?,
+        ["configured-root", image] => verify::configured_root(&root, image)?,
         ["bench", name] => bench::run(&root, name)?,
         _ => {
             eprintln!("{USAGE}");

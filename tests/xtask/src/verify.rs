@@ -152,3 +152,10 @@ pub(crate) fn soak_init(root: &Path, package: &str, test: &str, name: &str, coun
     sh::cargo_env(root, &args, &[("DYAD_SOAK", count)])?;
     Ok(true)
 }
+
+/// An image's root beside the one that apt and dpkg make: `cargo xtask configured-root`.
+pub(crate) fn configured_root(root: &Path, image: &str) -> Result<bool> {
+    sh::cargo(root, &["build", "--release", "--locked", "--bin", "dyad"])?;
+    sh::cargo(root, &["run", "--locked", "--package", IMAGE_TESTS, "--bin", "configured-root", "--", image])?;
+    Ok(true)
+}
