@@ -122,7 +122,7 @@ pub(crate) fn storm(container: &Container) {
         Some(quiet(&mut client)).filter(|list| list.iter().all(|s| s.state == ServiceState::Ready))
     });
     let mut random = Random(0x5eed);
-    let (mut times, (told, cut)) = std::thread::scope(|scope| {
+    let (mut times, (ended, cut)) = std::thread::scope(|scope| {
         let across = scope.spawn(|| oneshots(container));
         let times: Vec<u32> = (0..ROUNDS)
             .map(|n| {
@@ -133,13 +133,23 @@ pub(crate) fn storm(container: &Container) {
         fs::write(inside(container, "/tmp/halt"), "").expect("the container's /tmp");
         (times, across.join().expect("all one-shots were told"))
     });
+    let mut told = String::new();
     let list = wait_for("rest", || {
-        let busy = |s: &&_| starts_with_busy(s);
         let list = client.services();
-        let rest = list.iter().filter(busy).all(|s| {
-            s.state == ServiceState::Ready && starts(container, &s.name) == u64::from(s.restarts) + 1
-        });
-        rest.then_some(list)
+        let odd: Vec<_> = list
+            .iter()
+            .filter(starts_with_busy)
+            .filter(|s| {
+                s.state != ServiceState::Ready || starts(container, &s.name) != u64::from(s.restarts) + 1
+            })
+            .map(|s| format!("{} {:?} {} restarts", s.name, s.state, s.restarts))
+            .collect();
+        let text = odd.join(", ");
+        if text != told {
+            println!("still without rest: {text}");
+            told = text;
+        }
+        odd.is_empty().then_some(list)
     });
     assert_eq!(client.stats().reexecs, ROUNDS);
     assert_eq!(quiet(&mut client), before, "no service was restarted, none changed at all");
@@ -152,7 +162,7 @@ pub(crate) fn storm(container: &Container) {
     times.sort_unstable();
     println!(
         "{ROUNDS} faults under {} services: recovered within {} us (half), {} us (all); {ends} ends of services and \
-         {told} of one-shots told, {cut} connections cut",
+         {ended} of one-shots told, {cut} connections cut",
         QUIET + BUSY,
         times[times.len() / 2],
         times[times.len() - 1],

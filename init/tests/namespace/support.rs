@@ -16,7 +16,7 @@ use rustix::net::{
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Longest wait for anything here.
-const PATIENCE_MS: u64 = 20_000;
+const PATIENCE_MS: u64 = 60_000;
 
 pub(crate) fn pause(ms: u64) {
     #[allow(clippy::disallowed_methods, reason = "a test watches another process from outside")]
