@@ -133,6 +133,11 @@ impl Drop for Peer {
     }
 }
 
+/// Where the other supervisors' packages are unpacked.
+fn peers() -> String {
+    std::env::var("DYAD_PEERS").expect("`cargo xtask bench init` says where the other supervisors are")
+}
+
 /// A supervisor that is given a directory of service directories.
 fn peer(program: &str, helpers: &[&str], services: usize, restart: bool) -> Measured {
     use std::os::unix::fs::PermissionsExt;
@@ -150,6 +155,8 @@ fn peer(program: &str, helpers: &[&str], services: usize, restart: bool) -> Meas
     #[allow(clippy::disallowed_methods, reason = "a benchmark starts its subject")]
     let child = Command::new("unshare")
         .args(["--pid", "--fork", "--mount-proc", "--kill-child", program])
+        .env("PATH", format!("{0}/usr/bin:{0}/usr/sbin:/usr/sbin:/usr/bin:/bin", peers()))
+        .env("LD_LIBRARY_PATH", format!("{}/usr/lib/x86_64-linux-gnu", peers()))
         .args((program == "s6-svscan").then_some("-c1000"))
         .arg(&scan)
         .stdin(Stdio::null())

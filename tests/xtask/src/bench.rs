@@ -23,9 +23,26 @@ pub(crate) fn run(root: &Path, name: &str) -> Result<bool> {
     }
 }
 
-/// PID 1 beside Debian's other supervisors, in namespaces: needs root, and the packages runit and s6.
+/// PID 1 beside Debian's other supervisors, in namespaces: needs root. The others are unpacked, not installed.
 fn init(root: &Path) -> Result<()> {
-    sh::cargo(root, &["bench", "--locked", "--package", "init", "--bench", "supervisors"])
+    let dyad = match std::env::var("DYAD_BIN") {
+        Ok(built) => built,
+        Err(_) => {
+            sh::cargo(root, &["build", "--release", "--locked", "--bin", "dyad"])?;
+            text(&sh::target_dir(root).join("release/dyad"))?.to_owned()
+        }
+    };
+    let peers = sh::output(root, &dyad, &["tools", "runit", "s6"])?;
+    // As on the image: linked statically. The benchmark itself need not be optimised to the last.
+    let env = [
+        ("DYAD_PEERS", peers.trim()),
+        ("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static"),
+        ("CARGO_PROFILE_BENCH_LTO", "off"),
+        ("CARGO_PROFILE_BENCH_CODEGEN_UNITS", "16"),
+    ];
+    let target = ["--target", "x86_64-unknown-linux-gnu"];
+    let bench = ["bench", "--locked", "--package", "init", "--bench", "supervisors"];
+    sh::cargo_env(root, &[&bench[..], &target[..]].concat(), &env)
 }
 
 /// A measured way to an image.
