@@ -10,7 +10,7 @@ use std::process::Command;
 use rustix::process::{Signal, kill_process};
 use supervisor::pg::health::Probes;
 use supervisor::pg::{PgError, Relation};
-use support::pair::{protect, protected, story, until};
+use support::pair::{known, protect, protected, story, until};
 
 #[test]
 fn a_killed_primary_is_replaced_and_comes_back_by_rewind() {
@@ -31,15 +31,15 @@ fn a_killed_primary_is_replaced_and_comes_back_by_rewind() {
 
         b.server.promote().await.unwrap();
         assert_eq!(b.sql("select count(*), max(id) from ledger"), "100|100");
-        assert_eq!(b.server.look().await.unwrap().timeline, 2);
-        let early = a.server.inspect().await.unwrap();
+        assert_eq!(known!(b.server.look()).timeline, 2);
+        let early = known!(a.server.inspect());
         assert!([Relation::TooEarly, Relation::Diverged].contains(&early), "{early:?}");
-        b.server.checkpoint().await.unwrap();
+        known!(b.server.checkpoint());
         b.sql("insert into ledger values (200)");
-        assert_eq!(a.server.inspect().await.unwrap(), Relation::Diverged);
-        let before = a.server.control().await.unwrap().unwrap();
+        assert_eq!(known!(a.server.inspect()), Relation::Diverged);
+        let before = known!(a.server.control()).unwrap();
         let kept = a.server.rewind("7").await.unwrap();
-        let after = a.server.control().await.unwrap().unwrap();
+        let after = known!(a.server.control()).unwrap();
         assert_eq!(before.system, after.system);
         assert_ne!(before.generation, after.generation, "other data");
         a.server.follow().await.unwrap();
@@ -79,11 +79,11 @@ fn without_its_standby_a_primary_goes_on_only_when_told_and_holds_back_after_a_r
             })
             .await;
             assert!(waits.try_wait().unwrap().is_none());
-            a.server.drop_sync().await.unwrap();
+            known!(a.server.drop_sync());
             assert!(waits.wait().unwrap().success(), "let go");
             a.sql("insert into ledger values (2)");
 
-            assert_eq!(b.server.inspect().await.unwrap(), Relation::Streams);
+            assert_eq!(known!(b.server.inspect()), Relation::Streams);
             b.server.follow().await.unwrap();
             protect(&a, &b).await;
 
@@ -94,13 +94,13 @@ fn without_its_standby_a_primary_goes_on_only_when_told_and_holds_back_after_a_r
             assert!(a.client("select 1").unwrap_err().contains("pg_hba.conf rejects connection"));
             assert!(matches!(a.server.canary().await, Err(PgError::Late { .. })));
             b.server.follow().await.unwrap();
-            a.server.canary().await.unwrap();
-            a.server.admit().await.unwrap();
+            known!(a.server.canary());
+            known!(a.server.admit());
             until(&a, "a client", async || a.client("select 1").ok()).await;
 
-            a.server.limit_writes(true).await.unwrap();
+            known!(a.server.limit_writes(true));
             until(&a, "read only", async || a.client("create table x (id int)").err()).await;
-            a.server.limit_writes(false).await.unwrap();
+            known!(a.server.limit_writes(false));
             until(&a, "writes", async || a.client("create table y (id int)").ok()).await;
         },
     );
@@ -115,11 +115,11 @@ fn a_planned_move_loses_nothing_and_the_old_primary_streams() {
         b.server.stop_following().await.unwrap();
         b.server.promote().await.unwrap();
         assert_eq!(b.sql("select count(*) from ledger"), "1");
-        b.server.checkpoint().await.unwrap();
-        assert_eq!(a.server.inspect().await.unwrap(), Relation::Streams);
+        known!(b.server.checkpoint());
+        assert_eq!(known!(a.server.inspect()), Relation::Streams);
         a.server.follow().await.unwrap();
         protect(&b, &a).await;
-        assert_eq!(a.server.look().await.unwrap().timeline, 2);
+        assert_eq!(known!(a.server.look()).timeline, 2);
         a.server.advance_slot().await.unwrap();
     });
 }
@@ -128,16 +128,16 @@ fn a_planned_move_loses_nothing_and_the_old_primary_streams() {
 fn two_histories_on_one_timeline_are_copied_anew_and_other_systems_are_refused() {
     story("two_histories_on_one_timeline_are_copied_anew_and_other_systems_are_refused", async |a, b| {
         protected(&a, &b).await;
-        a.server.drop_sync().await.unwrap();
+        known!(a.server.drop_sync());
         b.server.kill().await.unwrap();
         // What must never be done: a standby that goes on as primary on the same timeline.
         fs::remove_file(b.path("data/pg/main/standby.signal")).unwrap();
         b.server.serve(false).await.unwrap();
-        assert_eq!(b.server.look().await.unwrap().timeline, 1);
+        assert_eq!(known!(b.server.look()).timeline, 1);
         b.sql("insert into ledger select generate_series(1, 5000)");
         a.sql("insert into ledger select generate_series(5001, 20000)");
         b.server.kill().await.unwrap();
-        assert_eq!(b.server.inspect().await.unwrap(), Relation::Unusable);
+        assert_eq!(known!(b.server.inspect()), Relation::Unusable);
         let kept = b.server.clone_peer("3").await.unwrap().unwrap();
         assert!(kept.join("PG_VERSION").is_file() && kept.ends_with("quarantine-3"));
         b.server.follow().await.unwrap();
@@ -147,7 +147,7 @@ fn two_histories_on_one_timeline_are_copied_anew_and_other_systems_are_refused()
         b.server.kill().await.unwrap();
         fs::rename(b.path("data/pg/main"), b.path("data/pg/aside")).unwrap();
         assert!(b.server.found().await.unwrap());
-        assert_eq!(b.server.inspect().await.unwrap(), Relation::Foreign);
+        assert_eq!(known!(b.server.inspect()), Relation::Foreign);
         assert!(matches!(b.server.clone_peer("4").await, Err(PgError::Foreign { .. })));
         assert!(b.path("data/pg/main/PG_VERSION").is_file() && !b.path("data/pg/quarantine-4").exists());
     });
@@ -172,26 +172,23 @@ fn what_is_stopped_or_changed_by_hand_is_noticed() {
         let error = a.server.drop_sync().await.unwrap_err();
         assert!(error.is_unknown(), "{error}");
         kill_process(checkpointer, Signal::CONT).unwrap();
-        a.server.drop_sync().await.unwrap();
+        known!(a.server.drop_sync());
         until(&a, "health", async || Some(probes.round().await).filter(|it| it.serving)).await;
 
         a.sql("alter system set synchronous_standby_names = 'mine'");
         a.sql("select pg_reload_conf()");
-        until(&a, "the foreign setting", async || a.server.look().await.unwrap().contradiction).await;
-        let repaired = a.server.repair().await.unwrap();
+        until(&a, "the foreign setting", async || known!(a.server.look()).contradiction).await;
+        let repaired = known!(a.server.repair());
         assert!(repaired.iter().any(|what| what.contains("synchronous_standby_names")), "{repaired:?}");
-        until(&a, "the repair", async || {
-            a.server.look().await.unwrap().contradiction.is_none().then_some(())
-        })
-        .await;
+        until(&a, "the repair", async || known!(a.server.look()).contradiction.is_none().then_some(())).await;
 
         b.server.follow().await.unwrap();
-        assert!(b.server.look().await.unwrap().contradiction.is_none());
+        assert!(known!(b.server.look()).contradiction.is_none());
         b.sql("select pg_promote()");
-        let seen = b.server.look().await.unwrap();
+        let seen = known!(b.server.look());
         assert!(seen.contradiction.unwrap().contains("promoted by hand, to timeline 2"));
         b.server.kill().await.unwrap();
-        assert_eq!(b.server.inspect().await.unwrap(), Relation::Diverged, "its own timeline, past the fork");
+        assert_eq!(known!(b.server.inspect()), Relation::Diverged, "its own timeline, past the fork");
         b.server.rewind("hand").await.unwrap();
         b.server.follow().await.unwrap();
         protect(&a, &b).await;
