@@ -119,7 +119,7 @@ fn a_planned_move_loses_nothing_and_the_old_primary_streams() {
         assert_eq!(known!(a.server.inspect()), Relation::Streams);
         a.server.follow().await.unwrap();
         protect(&b, &a).await;
-        assert_eq!(known!(a.server.look()).timeline, 2);
+        until(&a, "the new timeline", async || (known!(a.server.look()).timeline == 2).then_some(())).await;
         a.server.advance_slot().await.unwrap();
     });
 }

@@ -177,7 +177,7 @@ impl Node {
         database: &str,
         statement: &str,
     ) -> Result<String, String> {
-        let mut command = as_postgres("/usr/bin/psql");
+        let mut command = as_postgres("/usr/lib/postgresql/15/bin/psql");
         command.args(["-X", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", database, "-c", statement, "-h"]);
         command.arg(self.path("run/postgresql"));
         match role {
