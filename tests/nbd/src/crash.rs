@@ -10,8 +10,8 @@ use std::os::unix::fs::FileExt;
 use crate::log::Record;
 
 const SECTOR: u64 = 512;
-/// Selections that are drawn, beside the systematic ones, for each two writes between two flushes.
-const DRAWN_PER_WRITES: usize = 2;
+/// Random selections for each write.
+const DRAWN_PER_WRITE: usize = 4;
 
 /// Which of the writes since the last flush are there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,7 +71,7 @@ impl<'a> Replay<'a> {
             }
             self.random = next(self.random);
         }
-        for _ in 0..if count > 2 { count.div_ceil(DRAWN_PER_WRITES) } else { 0 } {
+        for _ in 0..if count > 2 { count * DRAWN_PER_WRITE } else { 0 } {
             let drawn = (0..count).map(|_| {
                 self.random = next(self.random);
                 self.random & 1 == 0

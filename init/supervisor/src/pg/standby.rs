@@ -140,7 +140,9 @@ impl Server {
 
     /// Highest timeline of a standby.
     pub(crate) async fn timeline_reached(&self, session: &Session) -> Result<u32, PgError> {
-        let query = "select greatest(c.timeline_id, r.min_recovery_end_timeline) \
+        // The control file learns of a switch at the next restart point only, the receiver at once.
+        let query = "select greatest(c.timeline_id, r.min_recovery_end_timeline, \
+             (select received_tli from pg_catalog.pg_stat_wal_receiver)) \
              from pg_catalog.pg_control_checkpoint() c, pg_catalog.pg_control_recovery() r";
         let value = session.value(SQL, query).await?.unwrap_or_default();
         value.parse().map_err(|_| PgError::Strange { what: "its timeline", found: value })
