@@ -214,6 +214,8 @@ pub enum Need {
     Stopped(ResourceId),
     /// The resource receives nothing from the peer.
     NotFollowing(ResourceId),
+    /// It is not later: a machine that stood still lets nobody in before it notices that its lease has ended.
+    Before(Tick),
 }
 
 /// An action with what an adapter has to know about it.

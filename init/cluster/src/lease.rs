@@ -1,6 +1,6 @@
 //! Leases and promises (section 3): they bound side effects, never decide about data.
 
-use crate::action::{Action, Actions};
+use crate::action::{Action, Actions, Need};
 use crate::event::Timer;
 use crate::message::{ToArbiter, ToPeer};
 use crate::mutation::Mutation;
@@ -25,6 +25,12 @@ impl State {
         let outstanding =
             self.pact(r).is_some() && self.mirror.no_arbiter.get(&r) != Some(&self.seat(r).epoch);
         self.config.voting == Voting::Arbiter && serves && (outstanding || phase == Phase::Protecting)
+    }
+
+    /// What lets somebody in begins before the lease that it needs ends.
+    pub(crate) fn while_leased(&self, r: ResourceId) -> Vec<Need> {
+        let end = self.timers.get(&Timer::LeaseEnd).filter(|_| self.needs_lease(r));
+        end.map(|end| Need::Before(*end)).into_iter().collect()
     }
 
     pub(crate) fn any_needs_lease(&self) -> bool {

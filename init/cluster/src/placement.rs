@@ -49,7 +49,8 @@ impl State {
         for vm in admit(&self.config.vms, self.config.memory_mib) {
             let here = self.admits(vm.volume);
             if here && !self.vms_running.contains(&vm.id) {
-                self.issue(now, out, Some(vm.volume), Action::StartVm(vm.id), vec![]);
+                let needs = self.while_leased(vm.volume);
+                self.issue(now, out, Some(vm.volume), Action::StartVm(vm.id), needs);
             }
         }
     }

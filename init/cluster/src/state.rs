@@ -444,7 +444,8 @@ impl State {
             }
             Phase::HandingOver | Phase::Released => self.handing_over(now, r, out),
             Phase::Admitting => {
-                self.issue(now, out, Some(r), Action::Admit, vec![]);
+                let needs = self.while_leased(r);
+                self.issue(now, out, Some(r), Action::Admit, needs);
             }
             Phase::Fenced => {
                 self.issue(now, out, Some(r), Action::Kill, vec![]);

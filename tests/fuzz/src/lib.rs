@@ -4,6 +4,8 @@
 //! `cargo xtask fuzz` runs them under libFuzzer (`harness/`); the ordinary test replays `corpus/`, where every input that
 //! once broke something stays.
 
+mod cluster;
+
 use std::collections::BTreeMap;
 use std::io::{Cursor, Read};
 
@@ -22,7 +24,7 @@ const UNPACKED_BYTES_MAX: u64 = 16 << 20;
 pub type Target = fn(&[u8]);
 
 /// Every target by name.
-pub const TARGETS: [(&str, Target); 24] = [
+pub const TARGETS: [(&str, Target); 27] = [
     ("deb", deb),
     ("tar", tar_member),
     ("xz", xz),
@@ -47,6 +49,9 @@ pub const TARGETS: [(&str, Target); 24] = [
     ("mountinfo", mountinfo),
     ("shared_memory", dyad_init::fuzz::shared_memory),
     ("boots", dyad_init::fuzz::boots),
+    ("wire", cluster::wire),
+    ("mirror", cluster::mirror),
+    ("eventlog", cluster::eventlog),
 ];
 
 /// The target of this name.

@@ -10,9 +10,11 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use dyad_sim::calibrate::{EXPECT, Model, SCRIPTS, run, scripts};
+use dyad_sim::calibrate::{EXPECT, Model, SCRIPTS, Script, run, scripts};
 
 const BIN: &str = "/usr/lib/postgresql/15/bin";
 /// PostgreSQL refuses root: there, everything runs as nobody.
@@ -20,6 +22,8 @@ const NOBODY: u32 = 65_534;
 /// Looks, one every 20 ms, before a wait is given up.
 const LOOKS_MAX: u32 = 500;
 const SCRIPTS_MIN: usize = 30;
+/// Pairs at a time.
+const WORKERS: usize = 4;
 
 fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0)
@@ -120,7 +124,7 @@ impl Pair {
         let log = self.home.join(format!("{}.log", server.name));
         let mut start = command("pg_ctl");
         start.args(["start", "-w", "-t", "60", "-D"]).arg(&server.data).arg("-l").arg(log);
-        run_ok(start.args(["-o", &format!("-p {}", server.port)]));
+        run_ok(start.args(["-o", &format!("-p {} -k {}", server.port, self.home.display())]));
     }
 
     fn stop(&self, own: usize, mode: &str) {
@@ -160,7 +164,11 @@ impl Pair {
         file.lines().next().unwrap().parse().unwrap()
     }
 
+    /// Backends that wait for the standby. Nobody new gets in to count them while the postmaster stands still.
     fn waiting(&self, own: usize) -> usize {
+        if self.stopped.contains(&self.postmaster(own)) {
+            return 0;
+        }
         let query = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
         self.sql(own, query).parse().unwrap()
     }
@@ -227,12 +235,12 @@ impl Pair {
         let hung = self.stopped.contains(&pid);
         assert!(!hung);
         if self.stopped.is_empty() {
-            let query = format!("select wait_event from pg_stat_activity where pid = {pid}");
-            let event = wait("a kept connection's commit", || {
-                let event = self.sql(own, &query);
-                matches!(event.as_str(), "SyncRep" | "ClientRead").then_some(event)
+            let query = format!("select wait_event || ': ' || query from pg_stat_activity where pid = {pid}");
+            return wait("a kept connection's commit", || {
+                let seen = self.sql(own, &query);
+                let over = seen.starts_with("ClientRead: select 'committed'");
+                seen.starts_with("SyncRep").then_some("waits").or(over.then_some("acknowledged"))
             });
-            return if event == "SyncRep" { "waits" } else { "acknowledged" };
         }
         let mut line = String::new();
         stdout.read_line(&mut line).unwrap();
@@ -429,33 +437,54 @@ fn the_model_does_what_was_recorded() {
     assert_eq!(modelled.join("\n"), recorded);
 }
 
+/// One script on a fresh pair.
+fn on_postgresql(home: &Path, template: &Path, script: &Script) -> String {
+    for name in ["p", "s"] {
+        copy(&template.join(name), &home.join(name));
+        std::fs::remove_file(home.join(format!("{name}.log"))).ok();
+    }
+    let mut pair = Pair::over(home);
+    pair.start(0);
+    pair.become_standby(1);
+    pair.start(1);
+    pair.settle();
+    let seen = run(script, |line| pair.operate(line));
+    pair.finish();
+    seen
+}
+
+fn private(path: &Path) {
+    std::fs::create_dir_all(path).unwrap();
+    if is_root() {
+        chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).unwrap();
+}
+
 #[test]
 fn postgresql_does_what_was_recorded() {
     let home = tempfile::Builder::new().prefix("dyadcal").tempdir_in("/tmp").unwrap();
-    if is_root() {
-        chown(home.path(), Some(NOBODY), Some(NOBODY)).unwrap();
-    }
-    std::fs::set_permissions(home.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    private(home.path());
     template(home.path());
-    let kept = home.path().join("template");
-    std::fs::create_dir(&kept).unwrap();
-    for name in ["p", "s"] {
-        copy(&home.path().join(name), &kept.join(name));
-    }
-    let mut seen = Vec::new();
-    for script in scripts(SCRIPTS) {
-        for name in ["p", "s"] {
-            copy(&kept.join(name), &home.path().join(name));
-            std::fs::remove_file(home.path().join(format!("{name}.log"))).ok();
+    // They spend their time waiting for servers to start and stop.
+    let (next, seen) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
+    let all = scripts(SCRIPTS);
+    std::thread::scope(|scope| {
+        for worker in 0..WORKERS {
+            let own = home.path().join(worker.to_string());
+            private(&own);
+            let (all, next, seen, home) = (&all, &next, &seen, home.path());
+            scope.spawn(move || {
+                while let at = next.fetch_add(1, Ordering::Relaxed)
+                    && let Some(script) = all.get(at)
+                {
+                    let outcome = on_postgresql(&own, home, script);
+                    seen.lock().unwrap().insert(at, outcome);
+                }
+            });
         }
-        let mut pair = Pair::over(home.path());
-        pair.start(0);
-        pair.become_standby(1);
-        pair.start(1);
-        pair.settle();
-        seen.push(run(&script, |line| pair.operate(line)));
-        pair.finish();
-    }
+    });
+    let seen: Vec<String> = seen.into_inner().unwrap().into_values().collect();
     let seen = seen.join("\n");
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::write(EXPECT, &seen).unwrap();

@@ -357,6 +357,8 @@ impl World {
             Need::MarkerCleared(_) => machine.marker.marker.is_none(),
             Need::Stopped(_) => machine.service == Service::Stopped,
             Need::NotFollowing(_) => machine.service != Service::Following,
+            // Clocks stand.
+            Need::Before(_) => true,
         })
     }
 

@@ -81,6 +81,7 @@ impl Cluster {
             Need::MarkerCleared(r) => machine.markers.get(&r).is_none_or(|file| file.marker.is_none()),
             Need::Stopped(r) => service(r) == Service::Stopped,
             Need::NotFollowing(r) => service(r) != Service::Following,
+            Need::Before(end) => machine.clock.read(self.now) < end,
         })
     }
 
