@@ -142,7 +142,10 @@ pub(crate) fn storm(container: &Container) {
             .filter(|s| {
                 s.state != ServiceState::Ready || starts(container, &s.name) != u64::from(s.restarts) + 1
             })
-            .map(|s| format!("{} {:?} {} restarts", s.name, s.state, s.restarts))
+            .map(|s| {
+                let began = starts(container, &s.name);
+                format!("{} {:?}: began {began} times, {} restarts", s.name, s.state, s.restarts)
+            })
             .collect();
         let text = odd.join(", ");
         if text != told {

@@ -49,10 +49,10 @@ const VM_TESTS: &str = "dyad-vm-tests";
 /// The package that builds whole images and compares them: like the other it needs the finished program.
 const IMAGE_TESTS: &str = "dyad-image-tests";
 
-/// The storm of faults on a machine's real PID 1 does not pass yet: after 204 faults one of 40 services that restart all the
-/// time counts a restart more or less than it began (docs/measurements/init.md). Run it with
-/// `cargo test -p dyad-vm-tests --test guest pid_1_of_a_machine`.
-const NOT_YET: &str = "pid_1_of_a_machine_survives_faults";
+/// The storms of faults on a guest's PID 1 do not pass yet: after 204 faults a few of 40 services that restart all the time
+/// count more or fewer restarts than they began (docs/measurements/init.md). Run them with
+/// `cargo test -p dyad-vm-tests --test guest survives_faults`.
+const NOT_YET: &str = "survives_faults";
 
 /// Runs every check, also after one has failed; `vm`: also those that boot machines. True when all passed.
 pub(crate) fn run(root: &Path, vm: bool) -> Result<bool> {
