@@ -134,7 +134,8 @@ impl Container {
 
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.pid as i32).expect("not 0");
-        kill_process(pid, signal).expect("PID 1 is there");
+        // It may have ended by an earlier one: tests judge how, and that is not lost.
+        let _ = kill_process(pid, signal);
     }
 }
 

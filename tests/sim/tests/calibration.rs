@@ -48,6 +48,9 @@ fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     panic!("waited in vain: {what}");
 }
 
+/// Every commit waits for a moment while its standby writes: what waits longer waits for something that does not come.
+const STANDS_STILL: &str = "query_start < clock_timestamp() - interval '3 s'";
+
 struct Server {
     name: &'static str,
     data: PathBuf,
@@ -166,11 +169,14 @@ impl Pair {
 
     /// Backends that wait for the standby. Nobody new gets in to count them while the postmaster stands still.
     fn waiting(&self, own: usize) -> usize {
-        if self.stopped.contains(&self.postmaster(own)) {
+        // Where the server has ended its clients are about to.
+        let ended = !self.servers[own].data.join("postmaster.pid").exists();
+        if ended || self.stopped.contains(&self.postmaster(own)) {
             return 0;
         }
-        let query = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
-        self.sql(own, query).parse().unwrap()
+        let query =
+            format!("select count(*) from pg_stat_activity where wait_event = 'SyncRep' and {STANDS_STILL}");
+        self.sql(own, &query).parse().unwrap()
     }
 
     /// How a write stands, once it stands still: its client ended, or its backend waits for the standby.
@@ -235,7 +241,10 @@ impl Pair {
         let hung = self.stopped.contains(&pid);
         assert!(!hung);
         if self.stopped.is_empty() {
-            let query = format!("select wait_event || ': ' || query from pg_stat_activity where pid = {pid}");
+            let query = format!(
+                "select wait_event || ': ' || query from pg_stat_activity \
+                 where pid = {pid} and (wait_event <> 'SyncRep' or {STANDS_STILL})"
+            );
             return wait("a kept connection's commit", || {
                 let seen = self.sql(own, &query);
                 let over = seen.starts_with("ClientRead: select 'committed'");
