@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use dyad_spec::site::{Database, Postgresql, SqlRole};
 use supervisor::paths::Paths;
-use supervisor::pg::{Owner, Pair, Peer, Server};
+use supervisor::pg::{Owner, Pair, Peer, PgError, Server};
 use supervisor::pid1::Pid1;
 
 use super::{INSIDE, Node, PATIENCE, library, postgres_ids};
@@ -179,8 +179,18 @@ pub(crate) async fn protected(a: &Half, b: &Half) {
 
 /// The steps to synchronous replication, with the holder first.
 pub(crate) async fn protect(a: &Half, b: &Half) {
-    until(a, "the link", async || known!(a.server.look()).link.then_some(())).await;
-    known!(a.server.arm_sync());
+    // Between the look and the arming the standby may be away for a moment: it changes over to a new timeline.
+    until(a, "the link and its arming", async || {
+        if !known!(a.server.look()).link {
+            return None;
+        }
+        match a.server.arm_sync().await {
+            Err(PgError::Standbys(0)) => None,
+            Err(error) if error.is_unknown() => None,
+            armed => Some(armed.unwrap()),
+        }
+    })
+    .await;
     known!(a.server.barrier());
     let generation = std::fs::read_to_string(b.path("data/pg/generation")).unwrap();
     assert_eq!(format!("{:016x}\n", known!(a.server.canary())), generation);
