@@ -12,6 +12,7 @@ use dyad_tree::unpack::Limits;
 use dyad_tree::{Inputs, PackageCache};
 use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use crate::blocks::DiskBlocks;
@@ -19,13 +20,15 @@ use crate::cli::BuildArgs;
 use crate::emit::{self, Finished, Output};
 use crate::manifest::Manifest;
 use crate::record::BuildRecord;
-use crate::stage::{Stages, Timed};
+use crate::stage::{Stages, Timed, Times};
 use crate::{key, load, packages, payload, sbom};
 
 /// Start of the name of a build's own directory inside the output directory.
 const SCRATCH_PREFIX: &str = ".dyad-build-";
 /// Held locked while its build runs.
 const SCRATCH_LOCK: &str = "lock";
+/// Kind of entry of the cache: how long each stage took.
+const TIMES: &str = "times";
 
 /// What to build.
 #[derive(Debug, Clone, Default)]
@@ -142,6 +145,11 @@ fn site(path: &Path) -> Result<Bytes> {
     Ok(text.into())
 }
 
+/// Under which the times of an image's last build are remembered.
+fn times_key(name: &str) -> [u8; 32] {
+    Sha256::digest(name).into()
+}
+
 /// Builds an image.
 pub(crate) fn build(wanted: &Wanted) -> Result<Record> {
     let stages = Stages::new();
@@ -151,6 +159,9 @@ pub(crate) fn build(wanted: &Wanted) -> Result<Record> {
     let (dir, _lock) = scratch(&wanted.out)?;
     let cache = Cache::open_default()?;
     let memory = DiskBlocks::beside(&cache);
+    let times_key = times_key(&merged.name);
+    let times = memory.recall(TIMES, &times_key).and_then(|text| serde_json::from_slice(&text).ok());
+    stages.compare_with(times.unwrap_or_default());
     // What cannot be is said before minutes go into compiling.
     let chosen = packages::choose(wanted, merged, &cache, &memory, &stages)?;
     // Compiling our own programs and fetching packages wait for different things.
@@ -192,6 +203,8 @@ pub(crate) fn build(wanted: &Wanted) -> Result<Record> {
         Ok(files)
     };
     let outputs = stages.run("outputs", || finished.outputs(formats, beside, dir.path(), &wanted.out))?;
+    let times: Times = stages.finished().iter().map(|t| (t.name.to_owned(), t.seconds)).collect();
+    memory.remember(TIMES, &times_key, &serde_json::to_vec(&times)?);
     memory.trim();
     Ok(Record {
         name: merged.name.clone(),

@@ -61,6 +61,49 @@ fn a_build_after_damage_or_a_kill_gives_the_same_bytes() {
     assert_eq!(installed.digests(&around, &installed.path("killed"), &["raw", "qcow2"], &["--locked"]), good);
 }
 
+/// Outputs and cache on one disk of `$1` bytes, mounted over `$2`; last line: what lies there, and bytes in use.
+const SMALL_DISK: &str = "mount -t tmpfs -o size=$1 none \"$2\" && disk=$2 && shift 2 && \
+    DYAD_BLOCK_CACHE=\"$disk/blocks\" \"$@\" >/dev/null; code=$?; \
+    echo \"$code $(ls -A \"$disk/out\" | tr '\\n' ' ')\"; df --output=used -B1 \"$disk\" | tail -1";
+
+/// A disk that is full at any moment of a build: the message names the place, and nothing is left under a final name.
+#[test]
+fn a_disk_that_fills_up_at_any_stage_leaves_nothing() {
+    let installed = Installed::new();
+    let around = here(&installed);
+    let disk = installed.path("disk");
+    fs::create_dir(&disk).expect("a directory can be made");
+    let build = |bytes: u64| {
+        let size = bytes.to_string();
+        let mut argv: Vec<String> =
+            ["unshare", "-Urm", "sh", "-c", SMALL_DISK, "sh", &size, text(&disk)].map(str::to_owned).into();
+        argv.extend(installed.build_line(&disk.join("out"), &["raw", "qcow2"], &["--locked"]));
+        let output = installed.command(&around, &argv);
+        let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let mut lines = shown.lines();
+        let (left, used) = (lines.next().unwrap_or_default().to_owned(), lines.next().unwrap_or_default());
+        (left, used.trim().parse::<u64>().unwrap_or_else(|_| panic!("{shown}{said}")), said)
+    };
+    let (left, used, said) = build(1 << 30);
+    assert!(left.starts_with("0 ") && left.contains("lab_0.1.0.raw"), "{left}: {said}");
+    let mut refused = 0;
+    for eighths in 0..8 {
+        let (left, _, said) = build((used * eighths / 8).max(1 << 20));
+        println!("{eighths}/8: {left}: {}", said.lines().last().unwrap_or_default());
+        if left.starts_with("0 ") {
+            // The cache gives way to the outputs.
+            assert!(left.contains("lab_0.1.0.raw") && left.contains("lab_0.1.0.qcow2"), "{left}");
+            continue;
+        }
+        refused += 1;
+        assert_eq!(left.trim_end(), "1", "nothing is left: {said}");
+        let last = said.lines().last().unwrap_or_default();
+        assert!(last.contains(text(&disk)) && last.contains("No space left on device"), "{said}");
+    }
+    assert!(refused >= 4, "{refused} of 8 disks were too small");
+}
+
 #[test]
 fn a_root_larger_than_its_slot_is_refused() {
     let installed = Installed::new();

@@ -4,13 +4,14 @@
 //! alone, one torn at a sector, any other selection.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
 use crate::log::Record;
 
 const SECTOR: u64 = 512;
-/// Random selections for each write.
+/// Random selections over the whole recording, at least, and for each write.
+const DRAWN: usize = 12_000;
 const DRAWN_PER_WRITE: usize = 4;
 
 /// Which of the writes since the last flush are there.
@@ -27,13 +28,16 @@ pub struct Selection {
 pub struct Replay<'a> {
     disk: &'a File,
     left: &'a [Record],
+    drawn_per_write: usize,
     random: u64,
 }
 
 impl<'a> Replay<'a> {
     /// Begins with a disk as it was before the first record.
     pub fn new(disk: &'a File, records: &'a [Record]) -> Self {
-        Self { disk, left: records, random: 0x5eed }
+        // A machine that was quick to write has left fewer and larger writes: more is drawn of each.
+        let drawn_per_write = DRAWN.div_ceil(records.len().max(1)).max(DRAWN_PER_WRITE);
+        Self { disk, left: records, drawn_per_write, random: 0x5eed }
     }
 
     /// The writes up to the next flush; `None` at the end of the recording.
@@ -71,7 +75,7 @@ impl<'a> Replay<'a> {
             }
             self.random = next(self.random);
         }
-        for _ in 0..if count > 2 { count * DRAWN_PER_WRITE } else { 0 } {
+        for _ in 0..if count > 2 { count * self.drawn_per_write } else { 0 } {
             let drawn = (0..count).map(|_| {
                 self.random = next(self.random);
                 self.random & 1 == 0
@@ -79,6 +83,21 @@ impl<'a> Replay<'a> {
             all.push(Selection { there: drawn.collect(), torn: None });
         }
         all
+    }
+
+    /// A state of the disk to read from, without making it.
+    pub fn view(&self, selection: &Selection) -> View<'a> {
+        let epoch = self.epoch().unwrap_or_default();
+        let there = epoch.iter().enumerate().filter(|(at, _)| selection.there[*at]);
+        let length = |at, record: &Record| match selection.torn {
+            Some((torn, length)) if torn == at => length,
+            _ => record.range().map_or(0, |(_, length)| length),
+        };
+        View {
+            disk: self.disk,
+            writes: there.map(|(at, record)| (record, length(at, record))).collect(),
+            at: 0,
+        }
     }
 
     /// Puts the disk into a state, lets `look` see it, and takes it back. `look` must not change the disk.
@@ -97,6 +116,59 @@ impl<'a> Replay<'a> {
         let seen = look(self.disk);
         before.iter().rev().try_for_each(|record| record.apply(self.disk))?;
         Ok(seen)
+    }
+}
+
+/// A disk as it was at the last flush, with some of the writes since.
+#[derive(Debug)]
+pub struct View<'a> {
+    disk: &'a File,
+    /// In their order, each with the length that is there.
+    writes: Vec<(&'a Record, u64)>,
+    at: u64,
+}
+
+impl View<'_> {
+    /// As [`FileExt::read_exact_at`].
+    pub fn read_exact_at(&self, bytes: &mut [u8], at: u64) -> io::Result<()> {
+        self.disk.read_exact_at(bytes, at)?;
+        let end = at + bytes.len() as u64;
+        for (record, length) in &self.writes {
+            let Some((from, _)) = record.range() else { continue };
+            let (first, last) = (from.max(at), (from + length).min(end));
+            if first < last {
+                let here = &mut bytes[(first - at) as usize..(last - at) as usize];
+                match record {
+                    Record::Write { bytes, .. } => {
+                        here.copy_from_slice(&bytes[(first - from) as usize..(last - from) as usize]);
+                    }
+                    Record::Zeroes { .. } | Record::Flush => here.fill(0),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Read for View<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let left = self.disk.metadata()?.len().saturating_sub(self.at);
+        let length = bytes.len().min(left as usize);
+        self.read_exact_at(&mut bytes[..length], self.at)?;
+        self.at += length as u64;
+        Ok(length)
+    }
+}
+
+impl Seek for View<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let (from, by) = match to {
+            SeekFrom::Start(at) => (at, 0),
+            SeekFrom::Current(by) => (self.at, by),
+            SeekFrom::End(by) => (self.disk.metadata()?.len(), by),
+        };
+        self.at = from.checked_add_signed(by).ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.at)
     }
 }
 
@@ -164,6 +236,14 @@ mod tests {
                     disk.read_exact_at(&mut bytes, 0).unwrap();
                     [bytes[0], bytes[600], bytes[1024], bytes[1600]]
                 });
+                let mut bytes = [0; 2048];
+                replay.view(&selection).read_exact_at(&mut bytes, 0).unwrap();
+                let viewed = [bytes[0], bytes[600], bytes[1024], bytes[1600]];
+                assert_eq!(
+                    state.as_ref().unwrap(),
+                    &viewed,
+                    "a view is what the disk would be: {selection:?}"
+                );
                 seen.insert(state.unwrap());
             }
             epochs.push(seen);

@@ -9,7 +9,7 @@
 )]
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read, Seek};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -17,7 +17,7 @@ use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use dyad_gpt::{Found, Partition};
-use dyad_nbd_tests::crash::{Replay, Selection};
+use dyad_nbd_tests::crash::{Replay, Selection, View};
 use dyad_nbd_tests::log::Record;
 use dyad_nbd_tests::server::Server;
 
@@ -145,8 +145,8 @@ fn record(image: &Path, dir: &Path) -> Vec<Record> {
 }
 
 /// What one state of the disk says.
-fn table(disk: &File) -> io::Result<Found> {
-    dyad_gpt::read(&mut &*disk, SECTOR, DISK_BYTES).map_err(io::Error::other)
+fn table(mut disk: impl Read + Seek) -> io::Result<Found> {
+    dyad_gpt::read(&mut disk, SECTOR, DISK_BYTES).map_err(io::Error::other)
 }
 
 /// The partitions of the image are as they were; the others have only names that somebody goes on from, and those two
@@ -169,7 +169,7 @@ fn named(found: &Found, name: &str) -> Option<(u64, u64)> {
 }
 
 /// What is called finished has a superblock of ext4 that fits its partition.
-fn superblock(disk: &File, (at, length): (u64, u64), what: &str) {
+fn superblock(disk: &View<'_>, (at, length): (u64, u64), what: &str) {
     let mut block = [0u8; 1024];
     disk.read_exact_at(&mut block, at + 1024).expect("the disk is as long as its partitions");
     let word = |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
@@ -213,15 +213,13 @@ fn look_at_all(disk: &File, records: &[Record], boots: usize, dir: &Path) -> Vec
             state.is_some_and(|(at, length)| writes.iter().any(|w| w.touches(at, at + length)));
         for (n, selection) in all.iter().enumerate() {
             let what = format!("epoch {epoch}, state {n}");
-            let found = replay.with(selection, |disk| {
-                let found = table(disk).unwrap_or_else(|e| panic!("{what}: no table: {e}"));
-                judge(&found, &image, &what);
-                if let Some(at) = named(&found, "state") {
-                    superblock(disk, at, &what);
-                }
-                found
-            });
-            tables += usize::from(found.expect("the disk can be written") != settled);
+            let mut disk = replay.view(selection);
+            let found = table(&mut disk).unwrap_or_else(|e| panic!("{what}: no table: {e}"));
+            judge(&found, &image, &what);
+            if let Some(at) = named(&found, "state") {
+                superblock(&disk, at, &what);
+            }
+            tables += usize::from(found != settled);
             if state_touched && fscks < FSCKS_MAX && n % 7 == epoch % 7 {
                 let at = state.expect("it was touched");
                 replay.with(selection, |disk| fsck(disk, at, dir, &what)).expect("the disk can be written");

@@ -1,5 +1,6 @@
 //! Package downloads: resumed, shared, checked, offline, from a lock file.
 
+use std::io::{Read, Seek};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -220,4 +221,33 @@ fn a_killed_build_leaves_a_valid_cache() {
     let paths = archive.sources().fetch(&archive.cache, &[package_a()], ONLINE, &Silent).unwrap();
     assert_eq!(std::fs::read(&paths[0]).unwrap(), deb("a"));
     assert_eq!(archive.server.requests("pool"), [format!("/debian/{POOL_A} from {left}")]);
+}
+
+#[test]
+fn a_full_disk_is_named_and_the_next_build_goes_on_from_there() {
+    let archive = Archive::new();
+    let dir = tempfile::tempdir().unwrap();
+    // The first build has room for a part of the package alone; then somebody makes room.
+    let script = "mount -t tmpfs -o size=200k none \"$TEST_CACHE\" && ! \"$0\" \"$@\" 2>&1 && \
+        mount -o remount,size=64m \"$TEST_CACHE\" && echo --- && \"$0\" \"$@\" && find \"$TEST_CACHE/partial\" -type f";
+    let mut log = tempfile::tempfile().unwrap();
+    let mut builds = Command::new("/usr/bin/unshare")
+        .args(["-Urm", "sh", "-c", script])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "fetching::a_build_to_be_killed", "--ignored", "--nocapture"])
+        .env("TEST_CACHE", dir.path())
+        .env("TEST_MIRROR", &archive.server.url)
+        .start(&log)
+        .unwrap();
+    let ended = builds.wait(Duration::from_secs(120)).unwrap();
+    let mut said = String::new();
+    log.rewind().unwrap();
+    log.read_to_string(&mut said).unwrap();
+    assert!(ended.is_some_and(|status| status.success()), "{said}");
+    let (full, after) = said.split_once("---").unwrap();
+    let partial = dir.path().join("partial").join(package_a().sha256.to_string());
+    assert!(full.contains("No space left on device") && full.contains(partial.to_str().unwrap()), "{full}");
+    assert!(!after.contains(partial.to_str().unwrap()), "nothing unfinished is left: {after}");
+    let asked = archive.server.requests("pool");
+    assert!(asked[0].ends_with(POOL_A) && asked.last().unwrap().contains(" from "), "{asked:?}");
 }

@@ -187,7 +187,10 @@ pub(crate) async fn protect(a: &Half, b: &Half) {
         match a.server.arm_sync().await {
             Err(PgError::Standbys(0)) => None,
             Err(error) if error.is_unknown() => None,
-            armed => Some(armed.unwrap()),
+            armed => {
+                armed.unwrap();
+                Some(())
+            }
         }
     })
     .await;
