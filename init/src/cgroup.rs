@@ -119,28 +119,26 @@ impl Group {
 
 /// The service whose group a process is in; `None` for a process that is gone or none of ours.
 pub(crate) fn service_of(pid: u32, name: &mut [u8; 128]) -> Option<&str> {
+    group_of(pid, name)?.strip_suffix(".service")
+}
+
+/// The name of the group that a process is in, or was in when it ended if it still waits to be reaped.
+pub(crate) fn group_of(pid: u32, name: &mut [u8; 128]) -> Option<&str> {
     let mut path = PathBuffer::default();
     write!(path, "/proc/{pid}/cgroup").ok()?;
     let mut text = [0u8; 512];
     let fd = openat(CWD, path.text(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
     let length = read(&fd, &mut text[..]).ok()?;
-    let found = parse_service(std::str::from_utf8(&text[..length]).ok()?)?;
+    let found = parse_group(std::str::from_utf8(&text[..length]).ok()?)?;
     name.get_mut(..found.len())?.copy_from_slice(found.as_bytes());
     std::str::from_utf8(&name[..found.len()]).ok()
 }
 
-/// Whether a child is a zombie.
-pub(crate) fn has_ended(pid: u32) -> bool {
-    let text = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = text.iter().rposition(|byte| *byte == b')').and_then(|at| text.get(at + 2));
-    state == Some(&b'Z')
-}
-
-/// `0::/system.slice/NAME.service[/...]`, perhaps with something before it in a container.
-fn parse_service(text: &str) -> Option<&str> {
+/// `0::/system.slice/NAME[/...]`, perhaps with something before it in a container. A group that was removed is none.
+fn parse_group(text: &str) -> Option<&str> {
     let line = text.lines().find_map(|line| line.strip_prefix("0::"))?;
     let (_, rest) = line.split_once("/system.slice/")?;
-    rest.split('/').next()?.strip_suffix(".service")
+    rest.split('/').next().filter(|_| !rest.ends_with(" (deleted)"))
 }
 
 /// A short path formatted on the stack.
@@ -170,11 +168,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn services_by_cgroup_path() {
-        assert_eq!(parse_service("0::/system.slice/pg.service\n"), Some("pg"));
-        assert_eq!(parse_service("1:cpu:/x\n0::/lab/system.slice/pg.service/inner\n"), Some("pg"));
-        assert_eq!(parse_service("0::/init.scope\n"), None);
-        assert_eq!(parse_service("0::/system.slice/dump.oneshot\n"), None);
-        assert_eq!(parse_service(""), None);
+    fn groups_by_path() {
+        assert_eq!(parse_group("0::/system.slice/pg.service\n"), Some("pg.service"));
+        assert_eq!(parse_group("1:cpu:/x\n0::/lab/system.slice/pg.service/inner\n"), Some("pg.service"));
+        assert_eq!(parse_group("0::/system.slice/pg.service (deleted)\n"), None, "an earlier start's");
+        assert_eq!(parse_group("0::/init.scope\n"), None);
+        assert_eq!(parse_group(""), None);
     }
 }

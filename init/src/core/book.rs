@@ -17,7 +17,7 @@ use crate::services::{Id, RECORD_BYTES, Slot};
 
 const MAGIC: [u8; 8] = *b"DYADPID1";
 /// What another binary must read to go on from here.
-pub(crate) const FORMAT: u32 = 3;
+pub(crate) const FORMAT: u32 = 4;
 const HEADER_BYTES: usize = 128;
 const STRIDE: usize = 256;
 /// Where the fault handler writes the cause and the time.
@@ -58,6 +58,8 @@ pub(super) struct Saved {
     pub(super) container: bool,
     pub(super) origin: String,
     pub(super) reexecs: u32,
+    /// Every service that starts by itself was told to.
+    pub(super) begun: bool,
     pub(super) phases_done: Option<u32>,
     pub(super) shutting_down: bool,
     pub(super) shutdown: Option<super::shutdown::Progress>,

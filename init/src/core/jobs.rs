@@ -105,6 +105,31 @@ impl Jobs {
     pub(super) fn is_busy(&self, name: &str) -> bool {
         self.all().any(|job| job.name == name)
     }
+
+    /// After a re-exec: whether a job was about to be started.
+    pub(super) fn is_starting(&self) -> bool {
+        self.all().any(|job| job.pid == 0 && job.exit.is_none())
+    }
+
+    /// Takes a child over for the job that was about to be started in this group.
+    pub(super) fn adopt(&mut self, group: &str, pid: u32) -> bool {
+        let starting = |job: &&mut Job| job.pid == 0 && job.exit.is_none() && job.group_name == group;
+        let job = self.list.iter_mut().flatten().find(starting);
+        job.map(|job| job.pid = pid).is_some()
+    }
+
+    /// What was about to be started and was not: a phase begins anew, everything else has ended.
+    pub(super) fn end_unstarted(&mut self) {
+        for place in &mut self.list {
+            match place {
+                Some(job) if job.pid == 0 && job.exit.is_none() => match job.kind {
+                    Kind::Phase(_) => *place = None,
+                    _ => job.exit = Some(Exit::Status(exec::NOT_STARTED_MAX)),
+                },
+                _ => {}
+            }
+        }
+    }
 }
 
 /// What a job's program is.
@@ -305,7 +330,7 @@ impl Core {
         else {
             return;
         };
-        let mut job = Job {
+        let job = Job {
             kind: saved.kind,
             out,
             err,
@@ -320,13 +345,6 @@ impl Core {
             started_ms: saved.started_ms,
             deadline_ms: saved.deadline_ms,
         };
-        if job.pid == 0 {
-            // The process that was about to be made, if it was, is in the group.
-            let _ = job.group.for_each(|pid| job.pid = pid);
-            if job.pid == 0 {
-                job.exit = Some(Exit::Status(exec::NOT_STARTED_MAX));
-            }
-        }
         while self.jobs.list.len() <= usize::from(at) {
             self.jobs.list.push(None);
         }

@@ -30,6 +30,12 @@ impl Meter {
         self.turn_us_max = self.turn_us_max.max(us);
     }
 
+    /// Before there is a socket to ask for it, a container's host can say that a fault is to happen after so many passages.
+    pub(super) fn inject_into_boot(&mut self, container: bool) {
+        let after = std::env::var("DYAD_INJECT").ok().filter(|_| container);
+        self.injection = after.and_then(|text| text.parse().ok()).map(|after| (Fault::Abort, after));
+    }
+
     /// A place between writing down and doing, where the next line may be the last of this image.
     pub(super) fn passage(&mut self) {
         match &mut self.injection {

@@ -180,12 +180,8 @@ impl Core {
         core.book.marks.push(("kernel".to_owned(), kernel));
         core.book.marks.push(("initrd".to_owned(), began));
         core.book.marks.push(("early".to_owned(), clock::boot_ms()));
-        core.begin_phases();
-        for id in core.machine.ids() {
-            if core.machine.specs()[usize::from(id)].autostart {
-                core.step(Event::Start(id));
-            }
-        }
+        core.meter.inject_into_boot(container);
+        core.begin();
         Ok(core)
     }
 
@@ -403,18 +399,36 @@ impl Core {
         }
     }
 
-    fn begin_phases(&mut self) {
+    /// Begins the early boot phases and every service that starts by itself; goes on where a former image was.
+    fn begin(&mut self) {
+        if self.machine.is_shutting_down() {
+            return;
+        }
         if self.book.container {
             // Modules and partitions are the host's; its file systems are filled as those of a disk would be.
             for phase in &mut self.book.phases[..2] {
                 phase.state = PhaseState::Unchanged;
                 phase.note = "container".to_owned();
             }
-            self.start_phase(2);
+        }
+        // `modules` runs beside the others, which follow each other.
+        let due = |phase: &Phase| matches!(phase.state, PhaseState::Waiting | PhaseState::Running);
+        let next = (1..PHASES.len()).find(|at| due(&self.book.phases[*at]));
+        for at in [Some(0).filter(|_| due(&self.book.phases[0])), next].into_iter().flatten() {
+            if !self.jobs.runs(jobs::Kind::Phase(at)) {
+                self.start_phase(at);
+            }
+        }
+        if self.book.begun {
             return;
         }
-        self.start_phase(0);
-        self.start_phase(1);
+        for id in self.machine.ids() {
+            if self.machine.specs()[usize::from(id)].autostart {
+                self.step(Event::Start(id));
+            }
+        }
+        self.book.begun = true;
+        self.save();
     }
 
     fn start_phase(&mut self, at: usize) {

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recv, recvmsg};
 
 use super::Core;
 use crate::cgroup;
@@ -31,7 +31,9 @@ impl Core {
         let mut bytes = [0u8; DATAGRAM_MAX];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX), ScmCredentials(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
-        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        // It stays in the socket until it is dealt with: a crash in between reads it again, and all that it can say may be
+        // said twice.
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC | RecvFlags::PEEK;
         let received =
             match recvmsg(&self.bound.notify, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags) {
                 Ok(received) => received,
@@ -61,13 +63,20 @@ impl Core {
         // A cut datagram means something else than what was sent.
         if received.flags.contains(ReturnFlags::TRUNC) {
             warning!("a notify datagram of more than {DATAGRAM_MAX} bytes was dropped");
+            self.drop_notice();
             return true;
         }
         // Processes outside of this pid namespace have number 0 here.
         if let Some(id) = sender.filter(|pid| *pid > 1).and_then(|pid| self.service_of(pid)) {
             self.take_notice(id, &bytes[..received.bytes], &mut fds);
         }
+        self.drop_notice();
         true
+    }
+
+    /// Takes the oldest datagram out of the socket, with the descriptors that it carries.
+    pub(super) fn drop_notice(&self) {
+        let _ = recv(&self.bound.notify, &mut [0u8; 1][..], RecvFlags::DONTWAIT);
     }
 
     /// The service that a process belongs to, by main process or cgroup.

@@ -12,8 +12,10 @@ use super::bound::{Bound, STORED_MAX, Stored};
 use super::{Core, StartError, shutdown};
 use crate::log::{critical, error, warning};
 use crate::services::Event;
-use crate::{boot, cgroup, log};
+use crate::{boot, cgroup, clock, log};
 
+/// Re-execs in a row after which the datagram that is being read is no longer read again.
+const STREAK_POISON: u32 = 3;
 /// Re-execs in a row after which the image's own binary goes on.
 const STREAK_FALL_BACK: u32 = 3;
 /// Re-execs in a row after which the machine is shut down in order.
@@ -157,7 +159,7 @@ impl Core {
         }
         for id in self.machine.ids() {
             let slot = self.memory.load_slot(id)?;
-            self.machine.restore(id, slot);
+            self.machine.restore(clock::boot_ms(), id, slot);
             self.refresh_status(id);
         }
         // A request that was cut off has no answer: its client sees the connection end and asks again.
@@ -165,41 +167,41 @@ impl Core {
             warning!("control socket: the request of a client was cut off");
             self.drop_client(client);
         }
+        if header.streak > STREAK_POISON {
+            warning!("notify socket: a datagram was dropped that PID 1 may not survive");
+            self.drop_notice();
+        }
         self.repeat_spawns();
+        self.begin();
         Ok(())
     }
 
-    /// A service that was about to be started either has a process in its cgroup now, or had one that has ended, or is
-    /// started.
+    /// What was about to be started either is a child of this process, alive or not yet reaped, or is started now. Only the
+    /// list of children tells: it keeps who has ended, while a look at a cgroup misses who ends just then.
     fn repeat_spawns(&mut self) {
-        self.find_ended();
+        if self.machine.ids().any(|id| self.is_starting(id)) || self.jobs.is_starting() {
+            self.find_children();
+        }
+        self.jobs.end_unstarted();
         for id in self.machine.ids() {
-            let slot = self.machine.slot(id);
-            if slot.state != dyad_api::control::ServiceState::Starting || slot.pid != 0 {
-                continue;
+            if self.is_starting(id) {
+                let event = self.spawn_service(id);
+                self.step(event);
             }
-            let mut found = None;
-            // The first one is the oldest: the one that was cloned into it.
-            let _ = self.groups[usize::from(id)].for_each(|pid| found = found.or(Some(pid)));
-            let event = match found {
-                Some(pid) => Event::Spawned(id, pid),
-                None => self.spawn_service(id),
-            };
-            self.step(event);
         }
     }
 
-    /// Children that were started and ended before their service knew of them: their status is not to be lost.
-    fn find_ended(&mut self) {
+    /// In a group the oldest child comes first: the one that was cloned into it, before those that it left behind.
+    fn find_children(&mut self) {
         let children = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
         for pid in children.split_ascii_whitespace().filter_map(|word| word.parse().ok()) {
             let mut name = [0; 128];
-            let Some(id) = cgroup::service_of(pid, &mut name).and_then(|name| self.machine.find(name)) else {
+            let Some(group) = cgroup::group_of(pid, &mut name) else { continue };
+            if self.jobs.adopt(group, pid) {
                 continue;
-            };
-            let slot = self.machine.slot(id);
-            let is_new = slot.state == dyad_api::control::ServiceState::Starting && slot.pid == 0;
-            if is_new && cgroup::has_ended(pid) {
+            }
+            let service = group.strip_suffix(".service").and_then(|name| self.machine.find(name));
+            if let Some(id) = service.filter(|id| self.is_starting(*id)) {
                 self.step(Event::Spawned(id, pid));
             }
         }

@@ -20,6 +20,13 @@ impl Core {
         while let Some(event) = next.take().or_else(|| self.queue.pop_front()) {
             self.meter.passage();
             let actions = self.machine.step(clock::boot_ms(), event);
+            // Before any state is written: where one says that a service is about to start, its group is new, and so a child
+            // in it is of this start and no other.
+            for action in &actions {
+                if let Action::Spawn(id) = *action {
+                    self.renew_group(id);
+                }
+            }
             for action in &actions {
                 match *action {
                     Action::Spawn(id) => {
@@ -41,15 +48,22 @@ impl Core {
         }
     }
 
-    pub(super) fn spawn_service(&mut self, id: Id) -> Event {
-        let spec = &self.machine.specs()[usize::from(id)];
+    fn renew_group(&mut self, id: Id) {
         match self.slice.fresh_group(&self.group_names[usize::from(id)]) {
             Ok(group) => self.groups[usize::from(id)] = group,
+            // Then the old one is gone, and nothing can be started in it.
             Err(errno) => {
-                error!("service {}: cannot make its cgroup: {errno}", spec.name);
-                return Event::SpawnFailed(id, errno.raw_os_error());
+                error!(
+                    "service {}: cannot make its cgroup: {errno}",
+                    self.machine.specs()[usize::from(id)].name
+                );
             }
         }
+    }
+
+    /// Starts a service in its group, which nothing was ever in.
+    pub(super) fn spawn_service(&mut self, id: Id) -> Event {
+        let spec = &self.machine.specs()[usize::from(id)];
         let owns_journal = spec.sockets.iter().any(|socket| socket.path == JOURNAL_STREAM);
         let program = Program {
             exec: &spec.exec,
@@ -116,6 +130,12 @@ impl Core {
                 self.machine.specs()[usize::from(id)].name
             );
         }
+    }
+
+    /// After a re-exec: whether a service was about to be started.
+    pub(super) fn is_starting(&self, id: Id) -> bool {
+        let slot = self.machine.slot(id);
+        slot.state == ServiceState::Starting && slot.pid == 0
     }
 
     fn changed(&mut self, id: Id) {

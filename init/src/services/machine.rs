@@ -107,9 +107,13 @@ impl Machine {
         self.slots.iter().all(|slot| !slot.is_alive() || slot.why == Why::Unkillable)
     }
 
-    /// Takes an earlier image's state of a service up again.
-    pub(crate) fn restore(&mut self, id: Id, slot: Slot) {
+    /// Takes an earlier image's state of a service up again. Signs of life are not written down, so the watchdog waits its
+    /// whole time once more.
+    pub(crate) fn restore(&mut self, now: u64, id: Id, slot: Slot) {
         self.slots[usize::from(id)] = slot;
+        if slot.bark_ms != 0 {
+            self.wind_watchdog(now, id);
+        }
     }
 
     /// Takes the rest of an earlier image's state up again.
@@ -165,6 +169,7 @@ impl Machine {
             Event::Ready(id) => self.ready(now, id, out),
             Event::Stopping(id) => {
                 self.slots[usize::from(id)].bark_ms = 0;
+                out.push(Action::Changed(id));
             }
             Event::MainPid(id, pid) => {
                 if self.slots[usize::from(id)].is_alive() {

@@ -356,3 +356,16 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_new_image_waits_for_signs_of_life_as_long_as_ever() {
+    let mut spec = service("a", &[]);
+    spec.watchdog_ms = 100;
+    let mut machine = running(vec![spec.clone()], 50);
+    let written = *machine.slot(0);
+    machine.step(90, Event::Alive(0));
+    let mut next = self::machine(vec![spec]);
+    next.restore(170, 0, written);
+    assert!(acts(&mut next, 200, Event::Tick).is_empty(), "signs of life are not written down");
+    assert_eq!(acts(&mut next, 270, Event::Tick), [Action::KillGroup(0)]);
+}

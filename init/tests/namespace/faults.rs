@@ -5,12 +5,15 @@ use std::fs;
 use dyad_api::control::{Answer, Call, ExitStatus, Fault, Finished, Oneshot, Refusal, ServiceState};
 use dyad_spec::compiled::Service;
 
+use crate::places::alive;
 use crate::support::{Client, Container, inside, pause, service, wait_for, zombies};
 
 const QUIET: usize = 460;
+/// Quiet services that say again and again that they live.
+const ALIVE: usize = 5;
 /// Services that end by themselves again and again, with a status that must not be lost.
 const BUSY: usize = 40;
-const FAULTS: [Fault; 6] = [
+pub(crate) const FAULTS: [Fault; 6] = [
     Fault::Panic,
     Fault::Abort,
     Fault::StackOverflow,
@@ -26,7 +29,8 @@ const STATUS: i32 = 7;
 
 pub(crate) fn services() -> Vec<Service> {
     let mut all: Vec<Service> =
-        (0..QUIET).map(|n| service(&format!("s{n}"), "exec /bin/busybox sleep 100000")).collect();
+        (ALIVE..QUIET).map(|n| service(&format!("s{n}"), "exec /bin/busybox sleep 100000")).collect();
+    all.extend((0..ALIVE).map(|n| alive(&format!("s{n}"))));
     for n in 0..BUSY {
         let script = format!(
             "echo >> /tmp/starts.{n}; [ -e /tmp/halt ] && exec /bin/busybox sleep 100000; \
@@ -107,7 +111,8 @@ fn oneshots(container: &Container) -> (u32, u32) {
 #[test]
 #[ignore = "run in a guest by tests/vm"]
 fn five_hundred_services_do_not_notice_faults() {
-    storm(&Container::start(services(), &[]));
+    let program = std::env::current_exe().expect("this program");
+    storm(&Container::start(services(), &[("alive", &program)]));
 }
 
 /// Faults at random places of PID 1 while services end, one-shots run and orphans come.

@@ -2,6 +2,7 @@
 //! writes an image's table with the scene that `DYAD_SCENE` names, and then becomes `init`; the scene runs as a service.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
@@ -64,6 +65,7 @@ fn inside_layout() {
     services.push(test);
     fs::create_dir_all("/usr/lib/dyad").expect("the guest's root can be written");
     fs::copy(env!("CARGO_BIN_EXE_init"), "/usr/lib/dyad/init").expect("init is in the guest");
+    symlink(&program, "/usr/lib/dyad/alive").expect("the guest's root can be written");
     fs::write("/usr/lib/dyad/image.bin", image(services).encode()).expect("the guest's root can be written");
 }
 

@@ -80,6 +80,11 @@ pub(crate) struct Container {
 impl Container {
     /// Boots this image; `files` are laid beside the program.
     pub(crate) fn start(services: Vec<Service>, files: &[(&str, &Path)]) -> Self {
+        Self::start_with(services, files, "")
+    }
+
+    /// The same, with this environment for PID 1.
+    pub(crate) fn start_with(services: Vec<Service>, files: &[(&str, &Path)], env: &str) -> Self {
         static STARTED: AtomicU32 = AtomicU32::new(0);
         let root = tempfile::tempdir().expect("a directory");
         let dyad = root.path().join("payload");
@@ -102,7 +107,7 @@ impl Container {
                cp {root}/payload/* usr/lib/dyad/
                mount -t tmpfs d dev; for n in null zero full random urandom; do touch dev/$n; mount --bind /dev/$n dev/$n; done
                for l in machine-id hostname hosts resolv.conf; do ln -s /run/dyad/etc/$l etc/$l; done
-               exec chroot . /bin/busybox env -i container=dyad /usr/lib/dyad/init'",
+               exec chroot . /bin/busybox env -i container=dyad {env} /usr/lib/dyad/init'",
             group = group.display(),
             root = root.path().display(),
         );
