@@ -43,6 +43,20 @@ pub enum Call {
     PowerOff,
     /// Ordered shutdown and restart.
     Reboot,
+    /// Why the database is not better protected: lines, the nearest cause first.
+    Why,
+    /// Hand the database to the other node; answered by `{}` once the order is taken. On its holder only.
+    SwitchOver,
+    /// This node hands over what it holds and takes nothing, until [`Call::Undrain`] or its supervisor's next start.
+    Drain,
+    /// The end of a drain; nothing moves back.
+    Undrain,
+    /// No automatic moves for a while.
+    Freeze(Freeze),
+    /// Take the database from the other node by force.
+    TakeOver(TakeOver),
+    /// What this node did for the database, oldest first; answered by a list of [`EventRow`].
+    Events(Events),
     /// Run a program as root: only on images with the overlay `test-agent`; answered by [`ExecResult`].
     Exec(Exec),
 }
@@ -64,6 +78,48 @@ pub struct Logs {
     /// Of this service only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
+}
+
+/// For how long.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Freeze {
+    /// At most [`FREEZE_SECONDS_MAX`]; 0 ends it.
+    pub seconds: u32,
+}
+
+/// Longest [`Call::Freeze`]: a day.
+pub const FREEZE_SECONDS_MAX: u32 = 86_400;
+
+/// A take-over by force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TakeOver {
+    /// The operator has made sure that the other node is off; without it the answer is what the take-over may cost.
+    pub peer_is_off: bool,
+}
+
+/// Which events.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Events {
+    /// The last so many, at most [`LOG_LINES_MAX`].
+    pub lines: u32,
+}
+
+/// A step of a node for the database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventRow {
+    /// CLOCK_BOOTTIME milliseconds of its boot.
+    pub at_ms: u64,
+    /// Which boot of the node, counted.
+    pub boot: u64,
+    /// What it was doing.
+    pub from: String,
+    /// What it did from then on.
+    pub to: String,
+    /// Why.
+    pub cause: String,
 }
 
 /// A program to run (test images only).

@@ -41,6 +41,8 @@ pub enum Entry {
         /// What was answered.
         actions: Actions,
     },
+    /// All that the core knew at this point: a log goes on in a new file, or after entries that were lost.
+    Snapshot(Box<State>),
 }
 
 /// What is wrong with a log.
@@ -129,6 +131,7 @@ pub fn replay(entries: &[Entry]) -> Result<usize, LogError> {
             Entry::Start { config, boot, at, found } => {
                 state = Some(State::new(config.clone(), *boot, *at, found.clone()));
             }
+            Entry::Snapshot(known) => state = Some((**known).clone()),
             Entry::Step { at, event, actions } => {
                 let state = state.as_mut().ok_or(LogError::NoStart(number))?;
                 let answered = step(state, *at, event.clone());

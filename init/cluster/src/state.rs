@@ -81,7 +81,7 @@ pub struct Found {
 }
 
 /// One resource on this node.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Seat {
     pub(crate) phase: Phase,
     /// The register's epoch that the phase is about.
@@ -130,7 +130,7 @@ pub(crate) struct Seat {
 }
 
 /// What is known of the arbiter.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub(crate) struct ArbiterView {
     pub(crate) session: Option<Incarnation>,
     pub(crate) greeting: Option<Incarnation>,
@@ -141,8 +141,9 @@ pub(crate) struct ArbiterView {
     pub(crate) amnesia: bool,
 }
 
-/// All that the core knows. A value: it can be cloned, compared and hashed, so that an explorer can walk it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// All that the core knows. A value: it can be cloned, compared and hashed, so that an explorer can walk it, and written
+/// down, so that an event log can go on in a new file.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct State {
     pub(crate) config: Config,
     pub(crate) boot: BootId,
@@ -284,6 +285,11 @@ impl State {
     /// The last register known of a resource.
     pub fn register(&self, resource: ResourceId) -> Option<Register> {
         self.mirror.registers.get(&resource).copied()
+    }
+
+    /// This boot of this node.
+    pub fn boot(&self) -> BootId {
+        self.boot
     }
 
     /// Edges taken in the last step.

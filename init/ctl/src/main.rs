@@ -12,7 +12,10 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use dyad_api::client::{CallError, Client};
-use dyad_api::operator::{Call, Credentials, LogLine, Logs, SOCKET, ServiceName, ServiceRow, Status};
+use dyad_api::operator::{
+    Call, Credentials, EventRow, Events, Freeze, LogLine, Logs, SOCKET, ServiceName, ServiceRow, Status,
+    TakeOver,
+};
 use serde_json::Value;
 
 /// Longest wait for a reply: `logs` reads the journal page by page.
@@ -76,6 +79,32 @@ enum Command {
         /// Of this service only
         service: Option<String>,
     },
+    /// Why the database is not better protected, the nearest cause first
+    Why,
+    /// Hand the database to the other node
+    Switchover,
+    /// Hand over what this node holds, and take nothing until `undrain`
+    Drain,
+    /// The end of a drain; nothing moves back
+    Undrain,
+    /// No automatic moves for a while
+    Freeze {
+        /// How long; 0 ends it
+        #[arg(value_parser = clap::value_parser!(u32).range(0..=86_400))]
+        seconds: u32,
+    },
+    /// Take the database from the other node by force; without the flag, say what that may cost
+    Takeover {
+        /// You have looked: the other machine is switched off
+        #[arg(long)]
+        i_verified_peer_is_off: bool,
+    },
+    /// What this node did for the database
+    Events {
+        /// How many
+        #[arg(short = 'n', long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        lines: u32,
+    },
     /// Stop everything in order and switch the machine off
     Poweroff,
     /// Stop everything in order and start the machine again
@@ -117,6 +146,21 @@ fn run(client: &mut Client<UnixStream>, command: Command) -> Result<(), String> 
         Command::Logs { lines, service } => {
             let lines: Vec<LogLine> = client.call(Call::Logs(Logs { lines, service })).map_err(text)?;
             print(&show::logs(&lines))
+        }
+        Command::Why => {
+            let lines: Vec<String> = client.call(Call::Why).map_err(text)?;
+            print(&lines.iter().map(|line| format!("{line}\n")).collect::<String>())
+        }
+        Command::Events { lines } => {
+            let rows: Vec<EventRow> = client.call(Call::Events(Events { lines })).map_err(text)?;
+            print(&show::events(&rows))
+        }
+        Command::Switchover => order(client, Call::SwitchOver),
+        Command::Drain => order(client, Call::Drain),
+        Command::Undrain => order(client, Call::Undrain),
+        Command::Freeze { seconds } => order(client, Call::Freeze(Freeze { seconds })),
+        Command::Takeover { i_verified_peer_is_off: peer_is_off } => {
+            order(client, Call::TakeOver(TakeOver { peer_is_off }))
         }
         Command::Start { service } => order(client, Call::Start(named(service))),
         Command::Stop { service } => order(client, Call::Stop(named(service))),

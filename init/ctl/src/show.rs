@@ -2,9 +2,33 @@
 
 use std::fmt::Write;
 
-use dyad_api::operator::{Credentials, LogLine, Protection, ServiceRow, Status};
+use dyad_api::operator::{Credentials, EventRow, LogLine, Protection, ServiceRow, Status};
 
 const MIB: u64 = 1024 * 1024;
+
+/// Both members, and who may write; nothing of a node that is alone.
+fn members(status: &Status) -> Vec<(&'static str, String)> {
+    if status.nodes.len() < 2 {
+        return Vec::new();
+    }
+    let up = |up: bool| if up { "" } else { ", not up" };
+    let nodes = status.nodes.iter().map(|row| ("member", format!("{} {}{}", row.name, row.role, up(row.up))));
+    let of = |row: &dyad_api::operator::ResourceRow| {
+        format!("{}: {} of {}, epoch {}", row.name, row.mode, row.holder, row.epoch)
+    };
+    nodes.chain(status.resources.iter().map(|row| ("authority", of(row)))).collect()
+}
+
+/// One step a line.
+pub(crate) fn events(rows: &[EventRow]) -> String {
+    let mut out = String::new();
+    for row in rows {
+        let seconds = row.at_ms as f64 / 1000.0;
+        writeln!(out, "boot {} {seconds:>10.3} s  {} -> {}: {}", row.boot, row.from, row.to, row.cause)
+            .expect("writing to a String does not fail");
+    }
+    out
+}
 
 /// The whole node on one screen; the first line says what losing it now would cost.
 pub(crate) fn status(status: &Status) -> String {
@@ -47,6 +71,9 @@ pub(crate) fn status(status: &Status) -> String {
             );
         }
         None => line("image", "unknown, PID 1 does not answer"),
+    }
+    for (name, text) in members(status) {
+        line(name, &text);
     }
     let pg = &node.postgresql;
     let version = pg.version.as_deref().unwrap_or("version unknown");

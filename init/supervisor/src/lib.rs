@@ -3,6 +3,7 @@
 
 mod clock;
 mod credentials;
+pub mod driver;
 mod files;
 mod log;
 mod network;

@@ -10,6 +10,7 @@ use dyad_spec::site::{Node, Profile};
 use tokio::sync::watch;
 use tokio::task::{LocalSet, spawn_local};
 
+use crate::driver::{Driver, Membership, Shown};
 use crate::files::{self, FileError};
 use crate::notify::Notify;
 use crate::operator::{self, Context, Declared};
@@ -54,6 +55,7 @@ async fn serve(paths: Rc<Paths>) -> Result<Infallible, StartError> {
     let (pg_state, pg) = watch::channel(PgState::default());
     let (network_state, network) =
         watch::channel(NetworkSection { state: "waiting".into(), note: String::new(), links: Vec::new() });
+    let (shown, pair) = watch::channel(None);
     let listener = operator::listen(&paths.operator_socket()).map_err(StartError::Socket)?;
     let context = Rc::new(Context {
         paths: Rc::clone(&paths),
@@ -62,6 +64,7 @@ async fn serve(paths: Rc<Paths>) -> Result<Infallible, StartError> {
         pg: pg.clone(),
         pg_wanted,
         network,
+        pair: pair.clone(),
         execs: Cell::new(0),
     });
     spawn_local(operator::serve_socket(listener, Rc::clone(&context)));
@@ -70,7 +73,14 @@ async fn serve(paths: Rc<Paths>) -> Result<Infallible, StartError> {
     // Operators are answered from here on. What follows waits for disks and links, for as long as they take.
     notify.send("READY=1");
     let site = read_site(&paths, &pid1).await;
-    let node = identify(&paths, &site).await;
+    let member = membership(&paths, &pid1, &site).await;
+    let node = match &member {
+        // Pairing has settled it.
+        Ok(Some(member)) => {
+            site.site().and_then(|site| site.nodes.iter().find(|node| node.name == member.name).cloned())
+        }
+        Ok(None) | Err(_) => identify(&paths, &site).await,
+    };
     let (names, network) = network::of(site.site().zip(node.as_ref()));
     let identity = Identity {
         name: names.hostname.clone(),
@@ -86,21 +96,8 @@ async fn serve(paths: Rc<Paths>) -> Result<Infallible, StartError> {
         tracing::error!(%error, "set the names of this machine");
     }
     spawn_local(network::keep(Rc::clone(&paths), network, network_state));
-    match (&site, owner(&paths)?) {
-        (Loaded::Refused(why), _) => {
-            let note = format!("the site file is refused, nothing is started by guess: {why}");
-            pg_state.send_modify(|state| state.section.note = note);
-        }
-        (Loaded::Site(_) | Loaded::Absent, None) => {
-            pg_state.send_modify(|state| state.section.note = "this image has no user postgres".into());
-        }
-        (Loaded::Site(_) | Loaded::Absent, Some(owner)) => {
-            let probe_deadline = probe::deadline(site.site().map_or(Profile::Lan, |site| site.profile));
-            let (site, state, crashes) = (site.postgresql(), pg_state, Crashes::default());
-            let manager = Manager { paths, pid1, site, probe_deadline, owner, wanted, state, crashes };
-            spawn_local(manager.run());
-        }
-    }
+    let parts = Parts { paths, pid1, wanted, state: pg_state, shown, pair };
+    start_database(parts, site, member)?;
     tell_status(&notify, pg).await
 }
 
@@ -125,6 +122,97 @@ async fn read_site(paths: &Paths, pid1: &Pid1) -> Loaded {
             return Loaded::Refused("the connection to PID 1 is given up".into());
         }
     }
+}
+
+/// What whoever keeps PostgreSQL needs.
+struct Parts {
+    paths: Rc<Paths>,
+    pid1: Pid1,
+    wanted: watch::Receiver<bool>,
+    state: watch::Sender<PgState>,
+    shown: watch::Sender<Option<Shown>>,
+    pair: watch::Receiver<Option<Shown>>,
+}
+
+/// Starts what keeps PostgreSQL: a member's driver, or the bring-up of a node that is alone; or says why neither runs.
+fn start_database(
+    parts: Parts,
+    site: Loaded,
+    member: Result<Option<Membership>, String>,
+) -> Result<(), FileError> {
+    let owner = owner(&parts.paths)?;
+    let Parts { paths, pid1, wanted, state, shown, pair } = parts;
+    let say = |note: String| state.send_modify(|state| state.section.note = note);
+    match (site, owner, member) {
+        (Loaded::Refused(why), ..) => {
+            say(format!("the site file is refused, nothing is started by guess: {why}"));
+        }
+        (Loaded::Site(_) | Loaded::Absent, None, _) => say("this image has no user postgres".into()),
+        (Loaded::Site(_) | Loaded::Absent, _, Err(why)) => say(why),
+        (Loaded::Absent, _, Ok(Some(_))) => {
+            say("this node is a member of a pair, and its site file is gone".into());
+        }
+        (Loaded::Site(site), Some(owner), Ok(Some(membership))) => {
+            let driver = Driver { paths, pid1, site: *site, owner, membership, shown };
+            spawn_local(drive(driver, pair, state));
+        }
+        (site @ (Loaded::Site(_) | Loaded::Absent), Some(owner), Ok(None)) => {
+            let probe_deadline = probe::deadline(site.site().map_or(Profile::Lan, |site| site.profile));
+            let (site, crashes) = (site.postgresql(), Crashes::default());
+            let manager = Manager { paths, pid1, site, probe_deadline, owner, wanted, state, crashes };
+            spawn_local(manager.run());
+        }
+    }
+    Ok(())
+}
+
+/// Which pair this node is a member of, once the state partition is there. Where that cannot be told, a node of two
+/// starts nothing: the other one may be serving.
+async fn membership(paths: &Paths, pid1: &Pid1, site: &Loaded) -> Result<Option<Membership>, String> {
+    let mut view = pid1.view();
+    loop {
+        let phase = {
+            let view = view.borrow_and_update();
+            let known = view.connected && !view.phases.is_empty();
+            match view.phase("state") {
+                Some(phase) if phase.state.is_done() => Some(Ok(())),
+                Some(phase) if phase.state == PhaseState::Failed => Some(Err(phase.note.clone())),
+                None if known => Some(Ok(())),
+                Some(_) | None => None,
+            }
+        };
+        match phase {
+            Some(Ok(())) => return Membership::load(paths).map_err(|error| error.to_string()),
+            Some(Err(why)) if site.site().is_some_and(|site| site.nodes.len() > 1) => {
+                return Err(format!(
+                    "whether this node is one of a pair is not known: boot phase state failed: {why}"
+                ));
+            }
+            Some(Err(_)) => return Ok(None),
+            None => {}
+        }
+        if view.changed().await.is_err() {
+            return Err("the connection to PID 1 is given up".to_owned());
+        }
+    }
+}
+
+/// Runs the driver; what it shows is PostgreSQL's state too.
+async fn drive(driver: Driver, mut pair: watch::Receiver<Option<Shown>>, state: watch::Sender<PgState>) {
+    let failed = state.clone();
+    spawn_local(async move {
+        while pair.changed().await.is_ok() {
+            let Some(shown) = pair.borrow_and_update().clone() else { continue };
+            state.send_modify(|state| {
+                state.serving = shown.view.phase.admits();
+                state.section.state = shown.phase().to_owned();
+                state.section.note = shown.why().join("; ");
+            });
+        }
+    });
+    let Err(error) = driver.run().await;
+    tracing::error!(%error, "this member does not run");
+    failed.send_modify(|state| state.section.note = error.to_string());
 }
 
 /// Tells PID 1 how far the node is, for ever.

@@ -6,6 +6,7 @@ use dyad_api::operator::{
     ResourceRow, ServiceRow, Status, StorageRow,
 };
 
+use crate::driver::Shown;
 use crate::paths::Paths;
 use crate::pg::manager::PgState;
 use crate::pid1::View;
@@ -29,31 +30,30 @@ pub(crate) struct Sources<'a> {
     pub(crate) view: &'a View,
     pub(crate) boot: Option<BootInfo>,
     pub(crate) pg: &'a PgState,
+    /// `None`: not paired.
+    pub(crate) pair: Option<&'a Shown>,
     pub(crate) network: NetworkSection,
     pub(crate) storage: Vec<StorageRow>,
 }
 
-/// The status of a node that is alone.
+/// The status of a node.
 pub(crate) fn status(sources: Sources<'_>) -> Status {
-    let Sources { identity, view, boot, pg, network, storage } = sources;
-    let (protection, reason) = protection(identity, pg);
+    let Sources { identity, view, boot, pg, pair, network, storage } = sources;
+    let (protection, reason) = pair.map_or_else(|| protection(identity, pg), Shown::protection);
     let name = &identity.name;
+    let alone = || NodeRow {
+        name: name.clone(),
+        role: if pg.serving { "primary" } else { "none" }.into(),
+        up: pg.serving,
+        timeline: pg.section.timeline,
+        lag_bytes: pg.serving.then_some(0),
+    };
+    let own = || ResourceRow { name: "pg/main".into(), epoch: 0, mode: "Solo".into(), holder: name.clone() };
     Status {
         protection,
         reason,
-        nodes: vec![NodeRow {
-            name: name.clone(),
-            role: if pg.serving { "primary" } else { "none" }.into(),
-            up: pg.serving,
-            timeline: pg.section.timeline,
-            lag_bytes: pg.serving.then_some(0),
-        }],
-        resources: vec![ResourceRow {
-            name: "pg/main".into(),
-            epoch: 0,
-            mode: "Solo".into(),
-            holder: name.clone(),
-        }],
+        nodes: pair.map_or_else(|| vec![alone()], |pair| pair.nodes(pg.section.timeline)),
+        resources: pair.map_or_else(|| vec![own()], Shown::resources),
         vips: Vec::new(),
         node: NodeSection {
             name: name.clone(),

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::credentials;
+use crate::driver::Shown;
 use crate::operator::journal;
 use crate::paths::Paths;
 use crate::pg;
@@ -51,6 +52,8 @@ pub(crate) struct Context {
     /// Whether PostgreSQL is wanted; an operator's stop holds until the next start or boot.
     pub(crate) pg_wanted: watch::Sender<bool>,
     pub(crate) network: watch::Receiver<NetworkSection>,
+    /// `None`: this node is not paired.
+    pub(crate) pair: watch::Receiver<Option<Shown>>,
     /// Numbers the one-shots of `exec`, so that several can run.
     pub(crate) execs: Cell<u32>,
 }
@@ -69,7 +72,7 @@ fn failure(error: &Pid1Error) -> Failure {
     Failure::new(kind, error.to_string())
 }
 
-fn value(answer: &impl Serialize) -> Value {
+pub(super) fn value(answer: &impl Serialize) -> Value {
     serde_json::to_value(answer).expect("answers hold only types that JSON can write")
 }
 
@@ -122,6 +125,13 @@ impl Context {
                 .map(|lines| value(&lines)),
             Call::PowerOff => self.shutdown(control::Shutdown::PowerOff).await,
             Call::Reboot => self.shutdown(control::Shutdown::Reboot).await,
+            Call::Why => self.why(),
+            Call::SwitchOver => self.switch_over().await,
+            Call::Drain => self.drain(true).await,
+            Call::Undrain => self.drain(false).await,
+            Call::Freeze(freeze) => self.freeze(freeze).await,
+            Call::TakeOver(how) => self.take_over(how).await,
+            Call::Events(which) => self.events(which).await,
             Call::Exec(exec) => self.exec(exec).await.map(|result| value(&result)),
         }
     }
@@ -146,11 +156,13 @@ impl Context {
         let boot = self.pid1.boot().await;
         let view = self.pid1.view().borrow().clone();
         let pg = self.pg.borrow().clone();
+        let pair = self.pair.borrow().clone();
         value(&status::status(Sources {
             identity: &self.declared.borrow().identity,
             view: &view,
             boot,
             pg: &pg,
+            pair: pair.as_ref(),
             network: self.network.borrow().clone(),
             storage: status::storage(&self.paths),
         }))

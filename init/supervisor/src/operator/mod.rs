@@ -2,6 +2,7 @@
 
 mod calls;
 mod journal;
+mod pair;
 mod port;
 mod socket;
 

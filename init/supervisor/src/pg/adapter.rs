@@ -257,6 +257,13 @@ impl Server {
         Ok(Some(Control { system, timeline, generation: self.generation()? }))
     }
 
+    /// The same, also while it runs. No data at all is a copy of nobody's: system and timeline are 0.
+    pub(crate) async fn known(&self) -> Result<Control, PgError> {
+        let data = self.control_data().await?;
+        let (system, timeline) = data.map_or((0, 0), |data| (data.system, data.timeline));
+        Ok(Control { system, timeline, generation: self.generation()? })
+    }
+
     pub(crate) async fn control_data(&self) -> Result<Option<ControlData>, PgError> {
         let main = self.paths.pg_main();
         if !is_cluster(&main)? {
@@ -335,6 +342,30 @@ impl Server {
     pub(crate) async fn apply(&self, change: impl FnOnce(&mut Stance)) -> Result<(), PgError> {
         self.declare(change)?;
         Ok(self.connect().await?.reload(SQL).await?)
+    }
+
+    /// Goes on with a server that an earlier supervisor started: what its files say is what it was told. Whether it is a
+    /// standby that receives; one that was told to stop receiving is `None`.
+    pub(crate) async fn go_on(&self) -> Result<Option<bool>, PgError> {
+        let session = self.connect().await?;
+        let standby = self.recovering(&session).await?;
+        let shown = |name: &'static str| {
+            let session = &session;
+            async move { session.value(SQL, &format!("show {name}")).await.map(Option::unwrap_or_default) }
+        };
+        let receives = standby && !shown("primary_conninfo").await?.is_empty();
+        let read_only = shown("default_transaction_read_only").await? == "on";
+        let hba = files::read_plain(&self.paths.pg_config().join("pg_hba.conf"))?.unwrap_or_default();
+        let receive = if receives { Some(stance::standby(self.generation()?)) } else { None };
+        let admit = !hba.contains(stance::HELD);
+        let mut stance = self.stance.borrow_mut();
+        *stance = Stance { receive, admit, read_only, ..stance.clone() };
+        Ok(if standby && !receives { None } else { Some(standby) })
+    }
+
+    /// Whether it was told to receive from the peer.
+    pub(crate) fn receives(&self) -> bool {
+        self.stance.borrow().receive.is_some()
     }
 
     /// Whether a process of it may live. Unknown counts as alive.

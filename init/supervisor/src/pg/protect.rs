@@ -126,6 +126,29 @@ impl Server {
         self.after_promotion(&session).await
     }
 
+    /// The same for one that runs already, as after a restart of the supervisor: clients stay in.
+    pub(crate) async fn serve_on(&self, sync: bool) -> Result<(), PgError> {
+        let session = self.connect().await?;
+        if self.recovering(&session).await? {
+            self.promote_now(&session).await?;
+        }
+        if sync {
+            self.declare(|stance| {
+                stance.sync = Some(stance.sync.take().unwrap_or_else(|| stance::standby(0)))
+            })?;
+            session.reload(SQL).await?;
+        } else {
+            self.let_go().await?;
+        }
+        self.after_promotion(&session).await
+    }
+
+    /// [`Server::drop_sync`], and clients are in from then on.
+    pub(crate) async fn let_go(&self) -> Result<(), PgError> {
+        self.declare(|stance| (stance.admit, stance.receive) = (true, None))?;
+        self.drop_sync().await
+    }
+
     /// A checkpoint: after a promotion the first thing that lets a rewind see the new timeline.
     pub async fn checkpoint(&self) -> Result<(), PgError> {
         Ok(self.connect().await?.execute(CHECKPOINTS, "checkpoint").await?)

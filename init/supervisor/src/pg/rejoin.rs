@@ -85,14 +85,20 @@ impl Server {
         Ok(Standing { relation, fork: Some(fork), timeline: data.timeline, last: Some(last), holder })
     }
 
-    /// Whether the last whole page of the log before `limit` is the same on both nodes. A page that one of them no longer
-    /// has speaks for nothing: then everything is copied.
+    /// Whether the last whole page of the log before `limit` is the same on both nodes; of a fresh copy, whose log begins
+    /// behind that page, what it has of the page of `limit`. A page that one of them no longer has speaks for nothing:
+    /// then everything is copied.
     async fn pages_agree(&self, timeline: u32, limit: Lsn) -> Result<bool, PgError> {
-        let Some(at) = (limit.0 / PAGE_BYTES).checked_sub(1).map(|page| Lsn(page * PAGE_BYTES)) else {
-            return Ok(false);
-        };
-        let Some(own) = self.own_page(timeline, at)? else { return Ok(false) };
-        Ok(self.holder_page(timeline, at).await?.is_some_and(|other| other == own))
+        let page = limit.0 / PAGE_BYTES;
+        let whole = page.checked_sub(1).map(|page| (Lsn(page * PAGE_BYTES), PAGE_BYTES));
+        let begun = (Lsn(page * PAGE_BYTES), limit.0 % PAGE_BYTES);
+        for (at, bytes) in whole.into_iter().chain([begun]) {
+            let Some(own) = self.own_page(timeline, at)? else { continue };
+            let bytes = usize::try_from(bytes).expect("a page is small");
+            let other = self.holder_page(timeline, at).await?;
+            return Ok(bytes > 0 && other.is_some_and(|other| other[..bytes] == own[..bytes]));
+        }
+        Ok(false)
     }
 
     /// Quarantines the tail that the holder lacks, and rewinds to where the histories part. `label` names the quarantine,

@@ -34,6 +34,9 @@ pub struct Pair {
     pub peer: Peer,
 }
 
+/// Says in `pg_hba.conf` that clients are held back.
+pub(crate) const HELD: &str = "# Held back until the other node has what this one recovered.\n";
+
 /// Name of the slot that a node reads through, on the other one.
 pub(crate) fn slot(node: &str) -> String {
     let plain = |letter: char| if letter.is_ascii_alphanumeric() { letter.to_ascii_lowercase() } else { '_' };
@@ -114,8 +117,8 @@ impl Stance {
             out += "host replication all all reject\n";
         }
         if !self.admit {
-            out += "# Held back until the other node has what this one recovered.\n\
-                    local all all reject\nhost all all all reject\n";
+            out += HELD;
+            out += "local all all reject\nhost all all all reject\n";
         }
         out
     }

@@ -40,6 +40,12 @@ struct State {
     oneshots: HashMap<String, (u32, usize)>,
     hook: Option<Hook>,
     calls: Vec<Call>,
+    /// Counts boots: each has another id.
+    boots: u8,
+    /// Of the dead-man's switch.
+    deadline_ns: Option<u64>,
+    /// How often it struck.
+    fenced: u32,
 }
 
 impl TestInit {
@@ -47,6 +53,14 @@ impl TestInit {
     pub(crate) fn start(root: &Path) -> Self {
         let init = Self(Arc::new(Inner { root: root.into(), born: Instant::now(), state: Mutex::default() }));
         init.state().service = Some(status(ServiceState::Stopped, 0, 0, None));
+        init.state().boots = 7;
+        let watching = Arc::downgrade(&init.0);
+        thread::spawn(move || {
+            while let Some(inner) = watching.upgrade() {
+                Self(inner).fence_when_due();
+                thread::sleep(Duration::from_millis(50));
+            }
+        });
         let listener = rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
         let path = root.join("run/dyad/init.sock");
         rustix::net::bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
@@ -115,6 +129,41 @@ impl TestInit {
         }
     }
 
+    /// After everything was killed: the machine starts again.
+    pub(crate) fn reboot(&self) {
+        let mut state = self.state();
+        state.boots += 1;
+        state.deadline_ns = None;
+        // What was connected is gone with the supervisor; its subscription too.
+        state.subscribers.clear();
+        state.service = Some(status(ServiceState::Stopped, 0, 0, None));
+    }
+
+    /// How often the dead-man's switch struck.
+    pub(crate) fn fenced(&self) -> u32 {
+        self.state().fenced
+    }
+
+    fn fence_when_due(&self) {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let now_ns = u64::try_from(now.tv_sec).unwrap() * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap();
+        let mut state = self.state();
+        if state.deadline_ns.is_none_or(|deadline| now_ns <= deadline) {
+            return;
+        }
+        state.deadline_ns = None;
+        state.fenced += 1;
+        let pid = state.service.as_ref().map_or(0, |service| service.pid);
+        drop(state);
+        if pid != 0 {
+            kill_tree(pid);
+        }
+    }
+
+    fn boot_id(&self) -> [u8; 16] {
+        [self.state().boots; 16]
+    }
+
     fn now_ms(&self) -> u64 {
         u64::try_from(self.0.born.elapsed().as_millis()).unwrap()
     }
@@ -166,7 +215,7 @@ impl TestInit {
 
     fn answer(&self, fd: &Arc<OwnedFd>, call: Call) -> Result<Answer, Refusal> {
         match call {
-            Call::Hello { .. } => Ok(Answer::Hello { boot_id: [7; 16], reexecs: 0 }),
+            Call::Hello { .. } => Ok(Answer::Hello { boot_id: self.boot_id(), reexecs: 0 }),
             Call::Subscribe => {
                 let mut state = self.state();
                 state.subscribers.push(Arc::clone(fd));
@@ -179,7 +228,7 @@ impl TestInit {
             Call::BootInfo => Ok(Answer::BootInfo(BootInfo {
                 name: "test".into(),
                 version: "1.0.0".into(),
-                boot_id: [7; 16],
+                boot_id: self.boot_id(),
                 root_hash: None,
                 slot: Slot::Other,
                 kernel: "none".into(),
@@ -187,6 +236,10 @@ impl TestInit {
                 previous: String::new(),
                 stats: Stats::default(),
             })),
+            Call::Arm { deadline_ns } => {
+                self.state().deadline_ns = deadline_ns;
+                Ok(Answer::Accepted)
+            }
             Call::Start { .. } => self.start_service(),
             Call::Stop { .. } => {
                 self.stop_service();

@@ -9,6 +9,7 @@
     reason = "this is the tests' own PID 1: it starts processes and reads the clock"
 )]
 
+pub(crate) mod cluster;
 pub(crate) mod init;
 #[path = "../../../guard/tests/support/library.rs"]
 pub(crate) mod library;

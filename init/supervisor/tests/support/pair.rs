@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use dyad_spec::site::{Database, Postgresql, SqlRole};
 use supervisor::paths::Paths;
-use supervisor::pg::{Owner, Pair, Peer, PgError, Server};
+use supervisor::pg::{Owner, Pair, Peer, PgError, Relation, Server};
 use supervisor::pid1::Pid1;
 
 use super::{INSIDE, Node, PATIENCE, library, postgres_ids};
@@ -173,6 +173,7 @@ pub(crate) async fn protected(a: &Half, b: &Half) {
     a.server.serve(false).await.unwrap();
     a.sql("create table ledger (id int primary key)");
     assert_eq!(b.server.clone_peer("first").await.unwrap(), None, "nothing was there");
+    assert_eq!(known!(b.server.inspect()), Relation::Streams, "a fresh copy is not copied again");
     b.server.follow().await.unwrap();
     protect(a, b).await;
 }

@@ -1,0 +1,332 @@
+//! The driver of a paired node: `observers -> Event -> dyad_cluster::step -> Actions -> adapters -> Event`.
+//!
+//! `docs/decisions/2026-11-21-driver.md` says what is one task, what is in order, and how a restart goes on.
+
+mod arbiter;
+mod flights;
+mod hands;
+mod history;
+mod journal;
+mod membership;
+mod observe;
+mod peer;
+mod postgres;
+mod record;
+mod run;
+mod shown;
+#[cfg(test)]
+mod tests;
+mod words;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use dyad_channel::Identity;
+use dyad_channel::identity::IdentityError;
+use dyad_channel::tls::TlsError;
+use dyad_channel::witness::Statement;
+use dyad_cluster::event::{Command, Event};
+use dyad_cluster::eventlog::Entry;
+use dyad_cluster::phase::Phase;
+use dyad_cluster::types::{BootId, Node, ResourceId};
+use dyad_cluster::{Config, Found, Mutations, Running, State, Voting};
+use dyad_spec::site::{Site, WithoutWitness};
+use tokio::sync::{mpsc, watch};
+use tokio::task::spawn_local;
+use tokio::time::{Instant, sleep};
+
+use crate::clock;
+use crate::files::FileError;
+use crate::paths::Paths;
+use crate::pg::{Owner, Pair, Peer, PgError, SERVICE, Server};
+use crate::pid1::{Pid1, is_alive};
+use arbiter::Witness;
+use journal::Journal;
+use peer::Status;
+use postgres::Postgres;
+use record::Record;
+use run::{EVENTS_MAX, Loop, View};
+
+pub(crate) use history::history;
+pub use membership::{Member, Membership, MembershipError};
+pub use peer::PORT;
+pub(crate) use shown::Shown;
+
+/// PostgreSQL, the first resource of every cluster.
+pub(crate) const DATABASE: ResourceId = ResourceId(0);
+/// Between two tries of what must be there before the loop can run.
+const PAUSE: Duration = Duration::from_secs(1);
+/// A server of an earlier supervisor that cannot be asked for this long is ended.
+const GO_ON: Duration = Duration::from_secs(10);
+
+/// Why a member does not run.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DriverError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error(transparent)]
+    Membership(#[from] MembershipError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
+    Postgres(#[from] PgError),
+}
+
+/// What a member is made of.
+pub(crate) struct Driver {
+    pub(crate) paths: Rc<Paths>,
+    pub(crate) pid1: Pid1,
+    pub(crate) site: Site,
+    pub(crate) owner: Owner,
+    pub(crate) membership: Membership,
+    pub(crate) shown: watch::Sender<Option<Shown>>,
+}
+
+impl Driver {
+    /// Runs until the supervisor is killed.
+    pub(crate) async fn run(mut self) -> Result<std::convert::Infallible, DriverError> {
+        let identity = Identity::load_or_make(&membership::identity_path(&self.paths)?)?;
+        let me = self.membership.role(&identity.public());
+        let record = Rc::new(Record::open(&self.paths, &[DATABASE])?);
+        let boot = self.boot().await?;
+        let server = self.server()?;
+        let postgres = Rc::new(Postgres::new(server, DATABASE, Rc::clone(&record)));
+        let running = go_on(&postgres).await;
+        let nobodys = record.mirror().is_some_and(|mirror| mirror.registers.is_empty());
+        if me == Node::A && nobodys && running.is_none() {
+            self.make_cluster(&postgres.server).await;
+        }
+        let config = self.config(me);
+        let (events, queue) = mpsc::channel(EVENTS_MAX);
+        let witness = match (config.voting, self.site.witness) {
+            (Voting::Arbiter, Some(address)) => {
+                let key = self.witness_key(&identity, boot, &record, &config).await?;
+                let cluster = self.membership.cluster;
+                let witness =
+                    Witness::new(&identity, key, address, cluster, config.lease_ms, events.clone())?;
+                Some(Rc::new(witness))
+            }
+            (Voting::Arbiter | Voting::Strict | Voting::PrimaryBiased | Voting::FenceDevice, _) => None,
+        };
+        let found = Found {
+            mirror: record.mirror(),
+            markers: record.markers(),
+            running: running.map(|running| (DATABASE, running)).into_iter().collect::<BTreeMap<_, _>>(),
+            vms: Default::default(),
+        };
+        let at = clock::tick();
+        let start = Entry::Start { config: config.clone(), boot, at, found: found.clone() };
+        let journal = Journal::start(&events_dir(&self.paths), &start)?;
+        let state = State::new(config.clone(), boot, at, found);
+        let (view, seen) = watch::channel(View::of(&state, DATABASE));
+        let (said, own_status) = watch::channel(None);
+        let (heard, peer_status) = watch::channel(None);
+        let member = &self.membership.peer;
+        let link =
+            peer::Link::start(&identity, member.public(), member.address, config.lease_ms, own_status)?;
+        let hands = hands::Node {
+            record,
+            postgres: Rc::clone(&postgres),
+            witness,
+            peer: link,
+            pid1: self.pid1.clone(),
+        };
+        self.spawn_observers(&postgres, &seen, &events);
+        if me == Node::A {
+            spawn_local(found_when_nobody(seen.clone(), events.clone()));
+        }
+        spawn_local(tell_peer(seen.clone(), said));
+        spawn_local(show(self.shown.clone(), me, self.names(me), seen, peer_status, events.clone()));
+        let (peer_key, listen) = (member.public(), self.membership.listen);
+        spawn_local(async move {
+            if let Err(error) = peer::hear(&identity, peer_key, listen, events, heard).await {
+                tracing::error!(%error, "listen for the other node");
+            }
+        });
+        let all = Loop { state, hands: Rc::new(hands), events: queue, journal, resource: DATABASE, view };
+        Ok(all.run().await)
+    }
+
+    /// This boot, as PID 1 names it; waits for PID 1.
+    async fn boot(&self) -> Result<BootId, DriverError> {
+        loop {
+            if let Some(info) = self.pid1.boot().await {
+                return Ok(record::boot(&self.paths, info.boot_id)?);
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    fn server(&self) -> Result<Server, PgError> {
+        let member = &self.membership.peer;
+        let peer = Peer {
+            name: member.name.clone(),
+            address: member.ip(),
+            port: member.postgresql.port(),
+            certificate: member.certificate.clone(),
+        };
+        let pair = Pair { own: self.membership.name.clone(), peer };
+        let (paths, site) = (Rc::clone(&self.paths), self.site.postgresql.clone());
+        Server::new(self.pid1.clone(), paths, site, self.owner, pair)
+    }
+
+    fn config(&self, me: Node) -> Config {
+        let voting = match (self.site.witness, self.site.without_witness) {
+            (Some(_), WithoutWitness::PrimaryBiased | WithoutWitness::Strict) => Voting::Arbiter,
+            (None, WithoutWitness::PrimaryBiased) => Voting::PrimaryBiased,
+            (None, WithoutWitness::Strict) => Voting::Strict,
+        };
+        Config {
+            me,
+            lease_ms: self.site.profile.t_ms().into(),
+            voting,
+            resources: vec![DATABASE],
+            vms: Vec::new(),
+            memory_mib: [0; 2],
+            vips: Vec::new(),
+            mutations: Mutations::default(),
+        }
+    }
+
+    fn names(&self, me: Node) -> [String; 2] {
+        let (own, peer) = (self.membership.name.clone(), self.membership.peer.name.clone());
+        if me == Node::A { [own, peer] } else { [peer, own] }
+    }
+
+    /// The founder makes the first data; nobody is asked yet, and whoever wins the register later goes on with it.
+    async fn make_cluster(&self, server: &Server) {
+        while let Err(error) = server.found().await {
+            tracing::error!(%error, "make the database cluster");
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// The witness's key: known, or learnt by enrolling.
+    async fn witness_key(
+        &mut self,
+        identity: &Identity,
+        boot: BootId,
+        record: &Record,
+        config: &Config,
+    ) -> Result<dyad_channel::PublicKey, DriverError> {
+        if let Some(key) = self.membership.witness {
+            return Ok(key);
+        }
+        let (Some(address), code) = (self.site.witness, self.paths.at("/efi/dyad/witness.code")) else {
+            unreachable!("a witness is enrolled at where the site names one");
+        };
+        let registers = record.mirror().map(|mirror| mirror.registers).unwrap_or_default();
+        let statement = Statement {
+            cluster: self.membership.cluster,
+            members: self.membership.keys(identity.public()),
+            lease_ms: config.lease_ms,
+            boot,
+            mirror: registers.into_iter().collect(),
+        };
+        let key = arbiter::enroll(identity, address, &statement, &code).await?;
+        self.membership.witness = Some(key);
+        self.membership.store(&self.paths)?;
+        tracing::info!(witness = %key.id(), "enrolled at the witness");
+        Ok(key)
+    }
+
+    fn spawn_observers(
+        &self,
+        postgres: &Rc<Postgres>,
+        seen: &watch::Receiver<View>,
+        events: &mpsc::Sender<Event>,
+    ) {
+        spawn_local(observe::ends(Rc::clone(postgres), events.clone()));
+        spawn_local(observe::links(Rc::clone(postgres), events.clone()));
+        let profile = self.site.profile;
+        spawn_local(observe::health(Rc::clone(postgres), profile, seen.clone(), events.clone()));
+        spawn_local(observe::room(Rc::clone(postgres), events.clone()));
+    }
+}
+
+/// Where the event log is.
+pub(crate) fn events_dir(paths: &Paths) -> PathBuf {
+    paths.at("/state/supervisor/events")
+}
+
+/// What an earlier supervisor left running. A server that cannot be asked, or that was told to stop receiving, is ended:
+/// nothing that runs may be something else than it is taken for.
+async fn go_on(postgres: &Postgres) -> Option<Running> {
+    let server = &postgres.server;
+    let mut view = server.pid1.view();
+    // Until PID 1 is heard nobody knows what runs; its connection is made by then or comes soon.
+    let _ = view.wait_for(|view| view.connected).await;
+    let alive = view.borrow().service(SERVICE).is_some_and(|service| is_alive(service.state));
+    if !alive {
+        return None;
+    }
+    let since = Instant::now();
+    while since.elapsed() < GO_ON {
+        match server.go_on().await {
+            Ok(Some(true)) => return Some(Running::Following),
+            Ok(Some(false)) => return Some(Running::Serving),
+            Ok(None) => break,
+            Err(_) if !server.runs() => return None,
+            Err(_) => sleep(Duration::from_millis(200)).await,
+        }
+    }
+    while let Err(error) = server.kill().await {
+        tracing::error!(%error, "end what an earlier supervisor left");
+    }
+    None
+}
+
+/// The founder asks for the first register for as long as nobody holds it.
+async fn found_when_nobody(seen: watch::Receiver<View>, events: mpsc::Sender<Event>) {
+    loop {
+        let nobodys = {
+            let view = seen.borrow();
+            view.register.is_none() && view.phase == Phase::Unlearned
+        };
+        if nobodys && events.send(Event::Command(Command::Found(DATABASE))).await.is_err() {
+            return;
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+/// Puts what this member holds into words for the other one's status screen.
+async fn tell_peer(mut seen: watch::Receiver<View>, said: watch::Sender<Option<Status>>) {
+    loop {
+        let status = Status::of(&seen.borrow_and_update());
+        said.send_replace(Some(status));
+        if seen.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Keeps what operators are shown.
+async fn show(
+    shown: watch::Sender<Option<Shown>>,
+    me: Node,
+    names: [String; 2],
+    mut seen: watch::Receiver<View>,
+    mut peer: watch::Receiver<Option<Status>>,
+    orders: mpsc::Sender<Event>,
+) {
+    loop {
+        let view = seen.borrow_and_update().clone();
+        let status = peer.borrow_and_update().clone();
+        shown.send_replace(Some(Shown {
+            me,
+            names: names.clone(),
+            view,
+            peer: status,
+            orders: orders.clone(),
+        }));
+        tokio::select! {
+            changed = seen.changed() => if changed.is_err() { return },
+            _ = peer.changed() => {}
+        }
+    }
+}

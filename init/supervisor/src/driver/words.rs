@@ -1,0 +1,84 @@
+//! What the core knows, in words for operators.
+
+use dyad_cluster::phase::Phase;
+use dyad_cluster::report::{Cause, Price};
+
+/// One cause, in words.
+pub(crate) fn cause(cause: Cause) -> &'static str {
+    match cause {
+        Cause::NotLearned => "nobody has told this node yet who holds the database",
+        Cause::NotFounded => "the database has not been founded yet",
+        Cause::ArbiterSilent => "the witness does not answer",
+        Cause::ArbiterHeardOne => "the witness has not heard both nodes since it started, and grants nothing",
+        Cause::ArbiterAmnesia => "the witness knows less than the nodes: enrol it again",
+        Cause::PeerSilent => "the other node does not answer",
+        Cause::StandbyBehind => "the standby is not connected or behind",
+        Cause::Flapping => "the standby was lost lately; protecting waits until the link is quiet",
+        Cause::Protecting => "protecting is under way",
+        Cause::Unanswered => "the witness was asked for a change and has not answered",
+        Cause::NoLease => "this node has no lease: serving would risk a second writer",
+        Cause::MirrorUnreadable => "this node's record of its state cannot be read",
+        Cause::DataUnexpected => {
+            "the data is not what this node won with, or another system's; an operator must look"
+        }
+        Cause::Repairing => "the data is being rewound or copied",
+        Cause::NoThirdVote => "there is no third vote: nobody takes over by itself",
+        Cause::Frozen => "automatic moves are frozen",
+        Cause::CrashLoop => "PostgreSQL ended three times within five minutes and waits for an operator",
+        Cause::Split => "the two nodes have two histories; an operator names the side that goes on",
+        Cause::ClientNetwork => "every client port of this node is down",
+        Cause::NearlyFull => "the volume is nearly full: new writers are refused",
+        Cause::Drained => "this node is drained: it takes nothing over",
+        Cause::Unmarked => "the standby has not said lately that it may take over",
+        Cause::PeerPassive => "the other node is drained or frozen, or cannot read its own record",
+        Cause::AwaitsCheckpoint => "the other node has promoted and not checkpointed yet: a rewind waits",
+    }
+}
+
+/// All of them, the nearest first.
+pub(crate) fn causes(all: &[Cause]) -> String {
+    all.iter().map(|one| cause(*one)).collect::<Vec<_>>().join("; ")
+}
+
+/// What a node does for the database, in words.
+pub(crate) fn phase(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Unlearned => "waiting to learn its role",
+        Phase::Founding => "founding the database",
+        Phase::Resuming => "asking to go on as primary",
+        Phase::Starting => "starting as primary",
+        Phase::HeldBack => "primary, and lets nobody in until the standby has what was recovered",
+        Phase::Admitting => "primary, letting clients in",
+        Phase::Alone => "primary, alone",
+        Phase::Reporting => "primary, telling the witness that it went on alone",
+        Phase::Arming | Phase::Barrier | Phase::Canary | Phase::Marking | Phase::Protecting => {
+            "primary, becoming synchronous"
+        }
+        Phase::Disarming => "primary, giving up becoming synchronous",
+        Phase::Sync => "primary, synchronous",
+        Phase::Degrading | Phase::Recording | Phase::Dropping => "primary, leaving synchronous replication",
+        Phase::HandingOver => "handing over",
+        Phase::Released => "waiting for the other node to take over",
+        Phase::Fenced => "stopping",
+        Phase::Inspecting => "comparing its data with the primary's",
+        Phase::Clearing | Phase::Rewinding => "rewinding its data",
+        Phase::Cloning => "copying the primary's data",
+        Phase::Attaching => "starting as standby",
+        Phase::Following => "standby",
+        Phase::Renouncing => "standby, giving up its right to take over",
+        Phase::Stopping | Phase::Claiming | Phase::Checking | Phase::Forcing => "taking over",
+        Phase::Promoting => "becoming primary",
+        Phase::Refused => "refusing the data that is here",
+    }
+}
+
+/// What a take-over by force may cost, in words.
+pub(crate) fn price(price: Price) -> &'static str {
+    match price {
+        Price::Nothing => "nothing: everything that was acknowledged is here",
+        Price::UnprotectedWrites => {
+            "everything that the other node acknowledged alone since this one was last protected"
+        }
+        Price::Unknown => "nobody can tell: it is not known what this node has",
+    }
+}

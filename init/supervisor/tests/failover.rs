@@ -1,0 +1,78 @@
+//! Two paired nodes as real processes with a real witness: protected, one lost, taken over, and protected again.
+
+#![allow(clippy::disallowed_methods, reason = "tests start programs and wait")]
+
+mod support;
+
+use dyad_api::operator::Protection;
+use support::cluster::{Cluster, story};
+
+fn ids(cluster: &Cluster, at: usize) -> Vec<u64> {
+    let text = cluster.sql(at, "select id from ledger order by id").unwrap();
+    text.lines().map(|line| line.parse().unwrap()).collect()
+}
+
+#[test]
+fn a_node_is_lost_and_comes_back_and_nothing_acknowledged_is_lost() {
+    story("a_node_is_lost_and_comes_back_and_nothing_acknowledged_is_lost", "wan", |cluster| {
+        cluster.start();
+        let mut holder = cluster.wait_for(Protection::Protected);
+        assert!(cluster.sql(holder, "create table ledger (id bigint primary key)").is_ok());
+        let mut acknowledged = Vec::new();
+        // The second time the other one is lost: each has been primary and standby, and each comes back.
+        for round in 0..2_u64 {
+            let writer = cluster.writer(holder, round * 1_000_000);
+            cluster.wait("acknowledged writes", || (writer.count() >= 100).then_some(()));
+            cluster.power_cut(holder);
+            acknowledged.extend(writer.end());
+            let other = 1 - holder;
+            cluster.wait("the take-over", || {
+                let status = cluster.nodes[other].status();
+                let here = status.resources.first().is_some_and(|row| Cluster::index(&row.holder) == other);
+                (here && status.protection == Protection::Exposed).then_some(())
+            });
+            let there = ids(cluster, other);
+            let lost: Vec<_> = acknowledged.iter().filter(|id| !there.contains(id)).collect();
+            assert!(lost.is_empty(), "acknowledged and not there: {lost:?}");
+            let alone = cluster.writer(other, round * 1_000_000 + 500_000);
+            cluster.wait("writes of the new primary", || (alone.count() >= 20).then_some(()));
+            acknowledged.extend(alone.end());
+            cluster.power_on(holder);
+            assert_eq!(cluster.wait_for(Protection::Protected), other, "nothing moves back");
+            holder = other;
+        }
+        let all = ids(cluster, holder);
+        assert!(acknowledged.iter().all(|id| all.contains(id)));
+        cluster.wait("the same on both", || (ids(cluster, 1 - holder) == all).then_some(()));
+        let steps = cluster.replay();
+        assert!(steps > 200, "only {steps} steps");
+    });
+}
+
+#[test]
+fn a_supervisor_that_is_killed_moves_nothing() {
+    story("a_supervisor_that_is_killed_moves_nothing", "wan", |cluster| {
+        cluster.start();
+        let holder = cluster.wait_for(Protection::Protected);
+        assert!(cluster.sql(holder, "create table ledger (id bigint primary key)").is_ok());
+        let servers = cluster.nodes.each_ref().map(|node| node.init.postmaster());
+        let writer = cluster.writer(holder, 0);
+        for at in [holder, 1 - holder] {
+            cluster.nodes[at].kill();
+            cluster.nodes[at].start();
+            assert_eq!(cluster.wait_for(Protection::Protected), holder);
+            let so_far = writer.count();
+            cluster.wait("more writes", || (writer.count() > so_far + 20).then_some(()));
+        }
+        assert_eq!(
+            cluster.nodes.each_ref().map(|node| node.init.postmaster()),
+            servers,
+            "no server was restarted"
+        );
+        assert_eq!(cluster.nodes.each_ref().map(|node| node.init.fenced()), [0, 0]);
+        let acknowledged = writer.end();
+        let all = ids(cluster, holder);
+        assert!(acknowledged.iter().all(|id| all.contains(id)));
+        cluster.replay();
+    });
+}

@@ -1,0 +1,322 @@
+//! Two paired nodes with real supervisors and servers, and a real witness, in a network of their own.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use dyad_api::operator::{Protection, Status};
+use dyad_channel::Identity;
+use dyad_cluster::types::ClusterId;
+use dyad_spec::Source;
+use dyad_spec::site::{Postgresql, Site};
+use supervisor::driver::{Member, Membership};
+use supervisor::paths::Paths;
+use supervisor::pg::Server;
+
+use super::{INSIDE, Node, library, postgres_ids};
+
+/// For anything that must happen to two nodes: hundreds of processes, on a machine that may be busy with other tests.
+const PATIENCE: Duration = Duration::from_secs(900);
+/// Path of the witness's program, in a test that runs as `postgres`.
+const WITNESS: &str = "DYAD_TEST_WITNESS";
+const NAMES: [&str; 2] = ["node-a", "node-b"];
+
+/// The witness's program, compiled if need be, from where this test's own program comes.
+fn witness_program() -> PathBuf {
+    let directory = Path::new(env!("CARGO_BIN_EXE_supervisor")).parent().unwrap();
+    let release = directory.ends_with("release");
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--locked", "--offline", "--package", "dyad-witness", "--bin", "dyad-witness"])
+        .args(release.then_some("--release"))
+        .arg("--target-dir")
+        .arg(directory.parent().unwrap())
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    directory.join("dyad-witness")
+}
+
+/// Runs a story in user and network namespaces of its own, as `postgres`.
+pub(crate) fn story(name: &str, profile: &str, tell: impl FnOnce(&mut Cluster)) {
+    if std::env::var_os(INSIDE).is_none() {
+        let (uid, gid) = postgres_ids();
+        let status = Command::new("/usr/bin/unshare")
+            .args(["--user", &format!("--map-user={uid}"), &format!("--map-group={gid}")])
+            .args(["--net", "--keep-caps", "--", "/bin/sh", "-c", "ip link set lo up && exec \"$@\"", "sh"])
+            .arg(std::env::current_exe().unwrap())
+            .args([name, "--exact", "--nocapture"])
+            .env(INSIDE, library::library())
+            .env(WITNESS, witness_program())
+            .status()
+            .unwrap();
+        assert!(status.success(), "{name}, as postgres: {status}");
+        return;
+    }
+    tell(&mut Cluster::paired(profile));
+}
+
+/// The witness's process; killed when dropped.
+struct Witness {
+    child: Child,
+    address: SocketAddr,
+    state: tempfile::TempDir,
+}
+
+impl Witness {
+    fn start() -> Self {
+        let state = tempfile::tempdir().unwrap();
+        let program = std::env::var_os(WITNESS).unwrap();
+        let mut child = Command::new(program)
+            .args(["run", "--listen", "127.0.0.1:0", "--state"])
+            .arg(state.path())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let address = loop {
+            let line = lines.next().expect("the witness listens").unwrap();
+            if let Some(rest) = line.strip_prefix("dyad-witness: listening on ") {
+                break rest.split(',').next().unwrap().parse().unwrap();
+            }
+        };
+        std::thread::spawn(move || lines.for_each(drop));
+        Witness { child, address, state }
+    }
+
+    fn code(&self) -> Vec<u8> {
+        let made = Command::new(std::env::var_os(WITNESS).unwrap())
+            .args(["enroll", "--state"])
+            .arg(self.state.path())
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        made.stdout
+    }
+}
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// All of it.
+pub(crate) struct Cluster {
+    pub(crate) nodes: [Node; 2],
+    ports: [u16; 2],
+    _witness: Witness,
+}
+
+fn site(port: u16, witness: SocketAddr, profile: &str) -> String {
+    format!(
+        r#"
+cluster = "test"
+profile = "{profile}"
+witness = "{witness}"
+[nodes.node-a]
+[nodes.node-b]
+[postgresql]
+port = {port}
+max_connections = 30
+shared_buffers = "32MiB"
+[postgresql.roles.app]
+[postgresql.databases.shop]
+owner = "app"
+"#
+    )
+}
+
+fn postgresql(text: &str) -> Postgresql {
+    Site::parse(Source::new("site.toml", text.to_owned()))
+        .unwrap_or_else(|found| panic!("{}", found.render(false)))
+        .postgresql
+}
+
+impl Cluster {
+    /// What pairing leaves: identities, a membership each, common passwords; and a code for the witness.
+    fn paired(profile: &str) -> Self {
+        let witness = Witness::start();
+        let code = witness.code();
+        // All held until all are known, so that they differ.
+        let listeners = [(); 4].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+        let address = listeners.map(|listener| listener.local_addr().unwrap());
+        let ports = [address[0].port(), address[1].port()];
+        let texts = ports.map(|port| site(port, witness.address, profile));
+        let nodes = texts.each_ref().map(|text| Node::new(Some(text)));
+        let paths = nodes.each_ref().map(|node| Paths::new(node.dir.path()));
+        let mut keys = Vec::new();
+        for node in &nodes {
+            std::fs::create_dir(node.path("state/identity")).unwrap();
+            keys.push(Identity::load_or_make(&node.path("state/identity/node.key")).unwrap().public());
+            std::fs::write(node.path("efi/dyad/witness.code"), &code).unwrap();
+        }
+        let secrets = Server::secrets(&paths[0], &postgresql(&texts[0])).unwrap();
+        Server::adopt_secrets(&paths[1], &secrets).unwrap();
+        let certificates = paths.each_ref().map(|paths| Server::certificate(paths).unwrap());
+        for (own, peer) in [(0, 1), (1, 0)] {
+            let member = Membership {
+                cluster: ClusterId(0xc1),
+                name: NAMES[own].into(),
+                listen: address[2 + own],
+                peer: Member {
+                    name: NAMES[peer].into(),
+                    key: keys[peer].0,
+                    address: address[2 + peer],
+                    postgresql: address[peer],
+                    certificate: certificates[peer].clone(),
+                },
+                witness: None,
+            };
+            member.store(&paths[own]).unwrap();
+        }
+        Cluster { nodes, ports, _witness: witness }
+    }
+
+    pub(crate) fn start(&mut self) {
+        self.nodes.iter_mut().for_each(Node::start);
+    }
+
+    /// Which node's name this is.
+    pub(crate) fn index(name: &str) -> usize {
+        NAMES.iter().position(|known| *known == name).unwrap()
+    }
+
+    /// Waits until both nodes say this, and name the same holder; its index.
+    pub(crate) fn wait_for(&self, wanted: Protection) -> usize {
+        let says = |node: &Node| {
+            self.wait(&format!("{wanted:?}"), || {
+                let status: Status = node.status();
+                (status.protection == wanted).then(|| status.resources[0].holder.clone())
+            })
+        };
+        let [a, b] = self.nodes.each_ref().map(says);
+        assert_eq!(a, b, "both name the same holder");
+        Self::index(&a)
+    }
+
+    /// Waits for something to be there; panics with both nodes' logs.
+    pub(crate) fn wait<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+        let start = std::time::Instant::now();
+        loop {
+            if let Some(found) = look() {
+                return found;
+            }
+            if start.elapsed() > PATIENCE {
+                let [a, b] = self.nodes.each_ref().map(Node::log);
+                panic!("{what}: not within {:?}; node-a:\n{a}\nnode-b:\n{b}", PATIENCE);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn psql(&self, at: usize) -> Command {
+        let mut command = Command::new("/usr/lib/postgresql/15/bin/psql");
+        command.args([
+            "-X",
+            "-A",
+            "-t",
+            "-q",
+            "-w",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-U",
+            "postgres",
+            "-d",
+            "postgres",
+        ]);
+        command.args(["-p", &self.ports[at].to_string(), "-h"]).arg(self.nodes[at].path("run/postgresql"));
+        command
+    }
+
+    /// As the superuser; what psql prints, or its error. Its commits wait for the standby, as a client's do.
+    pub(crate) fn sql(&self, at: usize, statement: &str) -> Result<String, String> {
+        let output =
+            self.psql(at).args(["-c", "set synchronous_commit = on", "-c", statement]).output().unwrap();
+        match output.status.success() {
+            true => Ok(String::from_utf8(output.stdout).unwrap().trim().to_owned()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    }
+
+    /// A client that writes numbers into `ledger` for as long as its server answers, and notes each that was
+    /// acknowledged.
+    pub(crate) fn writer(&self, at: usize, from: u64) -> Writer {
+        let mut child =
+            self.psql(at).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let acknowledged = Arc::new(Mutex::new(Vec::new()));
+        let mut input = child.stdin.take().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let noted = Arc::clone(&acknowledged);
+        let thread = std::thread::spawn(move || {
+            let mut lines = lines;
+            let mut next = from;
+            while ask(&mut input, next).is_ok() {
+                let Some(Ok(line)) = lines.next() else { return };
+                noted.lock().unwrap().push(line.parse::<u64>().unwrap());
+                next += 1;
+            }
+        });
+        Writer { child, thread: Some(thread), acknowledged }
+    }
+
+    /// SIGKILL of every process of a node, at once.
+    pub(crate) fn power_cut(&mut self, at: usize) {
+        let node = &mut self.nodes[at];
+        node.kill();
+        node.init.kill_all();
+    }
+
+    /// The node starts again.
+    pub(crate) fn power_on(&mut self, at: usize) {
+        self.nodes[at].init.reboot();
+        self.nodes[at].start();
+    }
+
+    /// Whatever both nodes were told, the core answers it again as it did then; the steps played.
+    pub(crate) fn replay(&self) -> usize {
+        let mut steps = 0;
+        for node in &self.nodes {
+            for entry in std::fs::read_dir(node.path("state/supervisor/events")).unwrap() {
+                let path = entry.unwrap().path();
+                let entries = dyad_cluster::eventlog::decode(&std::fs::read(&path).unwrap())
+                    .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+                steps += dyad_cluster::eventlog::replay(&entries)
+                    .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            }
+        }
+        steps
+    }
+}
+
+fn ask(input: &mut ChildStdin, number: u64) -> std::io::Result<()> {
+    // The superuser may choose not to wait; this one waits.
+    writeln!(input, "set synchronous_commit = on; insert into ledger values ({number}) returning id;")?;
+    input.flush()
+}
+
+/// A client under way.
+pub(crate) struct Writer {
+    child: Child,
+    thread: Option<std::thread::JoinHandle<()>>,
+    acknowledged: Arc<Mutex<Vec<u64>>>,
+}
+
+impl Writer {
+    pub(crate) fn count(&self) -> usize {
+        self.acknowledged.lock().unwrap().len()
+    }
+
+    /// Ends it; what was acknowledged.
+    pub(crate) fn end(mut self) -> Vec<u64> {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.thread.take().unwrap().join().unwrap();
+        let acknowledged = self.acknowledged.lock().unwrap();
+        acknowledged.clone()
+    }
+}
