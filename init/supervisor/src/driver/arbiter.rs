@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -81,7 +81,7 @@ pub(crate) async fn enroll(
     identity: &Identity,
     address: SocketAddr,
     statement: &Statement,
-    code: &PathBuf,
+    code: &Path,
 ) -> Result<PublicKey, TlsError> {
     let client: Client<Call, Reply> =
         Client::new(address, tls::client(identity, Trust::AnyKey, Speaks::Witness)?, ENROLL);
@@ -102,7 +102,7 @@ pub(crate) async fn enroll(
     }
 }
 
-fn secret(path: &PathBuf) -> Result<Secret, String> {
+fn secret(path: &Path) -> Result<Secret, String> {
     let text = files::read_plain(path).map_err(|error| error.to_string())?;
     let text = text.ok_or_else(|| format!("no code: {} is not there", path.display()))?;
     Ok(Code::parse(text.trim()).map_err(|error| format!("{}: {error}", path.display()))?.secret())
