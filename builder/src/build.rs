@@ -183,8 +183,14 @@ pub(crate) fn build(wanted: &Wanted) -> Result<Record> {
         let cache = Some(&memory as &dyn PackageCache);
         Ok(dyad_tree::build(Inputs { packages, merged, overlay_files, init, payload, limits, cache })?)
     })?;
-    let root = stages.run("squashfs", || emit::root(&built, dir.path(), &memory))?;
-    let boot = stages.run("kernel image", || emit::boot(merged, &built, &root.hash, &memory))?;
+    // The initrd is compressed by one thread for as long as it takes: it begins with the squashfs.
+    let (root, initrd) = std::thread::scope(|scope| {
+        let initrd = scope.spawn(|| stages.run("initrd", || emit::initrd(&built, &memory)));
+        let root = stages.run("squashfs", || emit::root(&built, dir.path(), &memory));
+        (root, initrd.join().map_err(|_| anyhow!("compressing the initrd panicked")))
+    });
+    let (root, initrd) = (root?, initrd??);
+    let boot = stages.run("kernel image", || emit::boot(merged, &built, &root.hash, initrd))?;
     let formats = if wanted.formats.is_empty() { &merged.outputs } else { &wanted.formats };
     let finished = Finished { merged, built: &built, root, boot, site, sha256: wanted.sha256 };
     let hash = finished.root.hash;
