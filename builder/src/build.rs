@@ -145,9 +145,29 @@ fn site(path: &Path) -> Result<Bytes> {
     Ok(text.into())
 }
 
-/// Under which the times of an image's last build are remembered.
-fn times_key(name: &str) -> [u8; 32] {
-    Sha256::digest(name).into()
+/// How long each stage of this image's last build took; nothing when that is not known.
+fn last_times(memory: &DiskBlocks, image: &str) -> Times {
+    let known = memory.recall(TIMES, &Sha256::digest(image).into());
+    known.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+}
+
+fn remember_times(memory: &DiskBlocks, image: &str, stages: &[Timed]) -> Result<()> {
+    let times: Times = stages.iter().map(|stage| (stage.name.to_owned(), stage.seconds)).collect();
+    memory.remember(TIMES, &Sha256::digest(image).into(), &serde_json::to_vec(&times)?);
+    Ok(())
+}
+
+/// Runs one piece of work beside another; the error of `here` comes first.
+fn side_by_side<A: Send, B>(
+    other: impl FnOnce() -> Result<A> + Send,
+    here: impl FnOnce() -> Result<B>,
+) -> Result<(A, B)> {
+    std::thread::scope(|scope| {
+        let other = scope.spawn(other);
+        let here = here();
+        let other = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        here.and_then(|here| Ok((other?, here)))
+    })
 }
 
 /// Builds an image.
@@ -159,18 +179,14 @@ pub(crate) fn build(wanted: &Wanted) -> Result<Record> {
     let (dir, _lock) = scratch(&wanted.out)?;
     let cache = Cache::open_default()?;
     let memory = DiskBlocks::beside(&cache);
-    let times_key = times_key(&merged.name);
-    let times = memory.recall(TIMES, &times_key).and_then(|text| serde_json::from_slice(&text).ok());
-    stages.compare_with(times.unwrap_or_default());
+    stages.compare_with(last_times(&memory, &merged.name));
     // What cannot be is said before minutes go into compiling.
     let chosen = packages::choose(wanted, merged, &cache, &memory, &stages)?;
     // Compiling our own programs and fetching packages wait for different things.
-    let (obtained, programs) = std::thread::scope(|scope| {
-        let programs = scope.spawn(|| stages.run("payload", || payload::programs(wanted.offline)));
-        let obtained = chosen.fetch(wanted, &cache, &stages);
-        (obtained, programs.join().map_err(|_| anyhow!("compiling the payload panicked")))
-    });
-    let (obtained, programs) = (obtained?, programs??);
+    let (programs, obtained) = side_by_side(
+        || stages.run("payload", || payload::programs(wanted.offline)),
+        || chosen.fetch(wanted, &cache, &stages),
+    )?;
     let mut bill: Vec<LockedPackage> = obtained.packages.iter().map(|p| p.locked.clone()).collect();
     bill.sort();
     let overlay_files = loaded.overlay_files()?;
@@ -183,8 +199,12 @@ pub(crate) fn build(wanted: &Wanted) -> Result<Record> {
         let cache = Some(&memory as &dyn PackageCache);
         Ok(dyad_tree::build(Inputs { packages, merged, overlay_files, init, payload, limits, cache })?)
     })?;
-    let root = stages.run("squashfs", || emit::root(&built, dir.path(), &memory))?;
-    let boot = stages.run("kernel image", || emit::boot(merged, &built, &root.hash, &memory))?;
+    // The initrd is compressed by one thread for as long as it takes: it begins with the squashfs.
+    let (initrd, root) = side_by_side(
+        || stages.run("initrd", || emit::initrd(&built, &memory)),
+        || stages.run("squashfs", || emit::root(&built, dir.path(), &memory)),
+    )?;
+    let boot = stages.run("kernel image", || emit::boot(merged, &built, &root.hash, initrd))?;
     let formats = if wanted.formats.is_empty() { &merged.outputs } else { &wanted.formats };
     let finished = Finished { merged, built: &built, root, boot, site, sha256: wanted.sha256 };
     let hash = finished.root.hash;
@@ -203,8 +223,7 @@ pub(crate) fn build(wanted: &Wanted) -> Result<Record> {
         Ok(files)
     };
     let outputs = stages.run("outputs", || finished.outputs(formats, beside, dir.path(), &wanted.out))?;
-    let times: Times = stages.finished().iter().map(|t| (t.name.to_owned(), t.seconds)).collect();
-    memory.remember(TIMES, &times_key, &serde_json::to_vec(&times)?);
+    remember_times(&memory, &merged.name, &stages.finished())?;
     memory.trim();
     Ok(Record {
         name: merged.name.clone(),

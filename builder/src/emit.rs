@@ -168,11 +168,15 @@ fn os_release(merged: &Merged) -> String {
     )
 }
 
-/// Puts the unified kernel image together.
-pub(crate) fn boot(merged: &Merged, built: &Built, root_hash: &[u8; 32], cache: &DiskBlocks) -> Result<Boot> {
+/// The compressed initrd. It does not depend on the root's hash.
+pub(crate) fn initrd(built: &Built, cache: &DiskBlocks) -> Result<Bytes> {
     let mut archive = Vec::new();
     cpio::write(&built.initrd, &mut archive).context("writing the initrd")?;
-    let initrd = cache.frame(&archive, INITRD_ZSTD_LEVEL).context("compressing the initrd")?;
+    cache.frame(&archive, INITRD_ZSTD_LEVEL).context("compressing the initrd")
+}
+
+/// Puts the unified kernel image together.
+pub(crate) fn boot(merged: &Merged, built: &Built, root_hash: &[u8; 32], initrd: Bytes) -> Result<Boot> {
     let mut words = vec![
         format!("dyad.root={}", verity::hex(root_hash)),
         format!("dyad.image={}_{}", merged.name, merged.version),

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use bytes::Bytes;
 use dyad_archive::process;
 use dyad_tree::PayloadFile;
@@ -143,10 +143,13 @@ pub(crate) fn programs(offline: bool) -> Result<Vec<Program>> {
         (Some(dir), _) => (dir.clone(), dir),
         (None, Some(root)) => {
             let packages: Vec<&str> = PROGRAMS.iter().map(|(package, _, _)| *package).collect();
-            (
-                compile(&root, offline, &packages, Linked::Statically)?,
-                compile(&root, offline, &[guard_package], Linked::AtRunTime)?,
-            )
+            // Side by side: mostly both have nothing to do but to find that out.
+            std::thread::scope(|scope| {
+                let guard = scope.spawn(|| compile(&root, offline, &[guard_package], Linked::AtRunTime));
+                let programs = compile(&root, offline, &packages, Linked::Statically);
+                let guard = guard.join().map_err(|_| anyhow!("compiling {guard_package} panicked"))?;
+                anyhow::Ok((programs?, guard?))
+            })?
         }
         (None, None) => bail!(
             "neither a directory `payload` with init, supervisor, dyadctl and {guard_file} beside this program nor \

@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde::Serialize;
 
 /// Stages that run at the same time: the longer one counts.
-const SIDE_BY_SIDE: [&str; 2] = ["packages", "payload"];
+const SIDE_BY_SIDE: [[&str; 2]; 2] = [["packages", "payload"], ["squashfs", "initrd"]];
 /// How often the line is drawn anew.
 const TICK: Duration = Duration::from_millis(250);
 
@@ -43,10 +43,11 @@ fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Seconds that the stages which are not done took last time; `None` when nothing is known of one of the usual ones.
 fn seconds_left(last: &Times, done: &[Timed]) -> Option<f64> {
     let open = |name: &str| !done.iter().any(|timed| timed.name == name);
-    let side = SIDE_BY_SIDE.iter().filter(|name| open(name)).filter_map(|name| last.get(*name));
-    let rest = last.iter().filter(|(name, _)| open(name) && !SIDE_BY_SIDE.contains(&name.as_str()));
-    let total = side.copied().fold(0.0, f64::max) + rest.map(|(_, seconds)| seconds).sum::<f64>();
-    (!last.is_empty()).then_some(total)
+    let took = |name: &&str| last.get(*name).copied().filter(|_| open(name)).unwrap_or_default();
+    let side = SIDE_BY_SIDE.iter().map(|names| names.iter().map(took).fold(0.0, f64::max));
+    let alone = |name: &str| !SIDE_BY_SIDE.iter().flatten().any(|side| *side == name);
+    let rest = last.iter().filter(|(name, _)| open(name) && alone(name)).map(|(_, seconds)| seconds);
+    (!last.is_empty()).then(|| side.sum::<f64>() + rest.sum::<f64>())
 }
 
 /// What a person reads of it.

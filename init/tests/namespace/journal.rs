@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use dyad_api::control::{Call, ServiceState, SignalTarget};
 use dyad_spec::compiled::{Readiness, Service, Socket, SocketKind};
@@ -54,6 +55,23 @@ fn inside_logger() {
     pause(1_000_000);
 }
 
+/// The library that journald runs with. A guest brings it; cargo links none for a test of another crate.
+fn library() -> PathBuf {
+    if let Some(path) = std::env::var_os("DYAD_JOURNAL") {
+        return path.into();
+    }
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("journal");
+    #[allow(clippy::disallowed_methods, reason = "a test that starts cargo")]
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--locked", "--offline", "--package", "dyad-journal", "--target-dir"])
+        .arg(&target)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo is installed");
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    target.join("debug/libdyad_journal.so")
+}
+
 fn services() -> Vec<Service> {
     let socket = |name: &str, kind| Socket {
         path: format!("/run/systemd/journal/{name}"),
@@ -64,6 +82,7 @@ fn services() -> Vec<Service> {
     };
     let mut journald = service("journald", "");
     journald.exec = vec!["/usr/lib/dyad/journald".into()];
+    journald.env = vec![("LD_PRELOAD".into(), "/usr/lib/dyad/dyad_journal.so".into())];
     journald.readiness = Readiness::Notify;
     journald.restart_min_ms = 100;
     journald.restart_max_ms = 100;
@@ -104,7 +123,9 @@ fn journald_is_killed_and_stopped() {
 fn round() {
     let program = std::env::current_exe().expect("this program");
     let journald = Path::new("/usr/lib/systemd/systemd-journald");
-    let container = Container::start(services(), &[("logger", &program), ("journald", journald)]);
+    let library = library();
+    let files = [("logger", program.as_path()), ("journald", journald), ("dyad_journal.so", &library)];
+    let container = Container::start(services(), &files);
     let mut client = Client::connect(&container);
     fs::create_dir_all(inside(&container, "/etc/systemd")).expect("the container's /etc");
     fs::write(inside(&container, "/etc/systemd/journald.conf"), CONFIG).expect("the container's /etc");
@@ -148,7 +169,8 @@ fn round() {
         "{KILLS} kills and one stop of {WATCHDOG_MS} ms under {lines} lines: {lost} lost, {again} twice; the longest wait \
          of the service {longest_us} us",
     );
-    // The message that journald had taken from its socket and not yet written dies with it. All others wait with PID 1.
-    assert!(lost <= u64::from(KILLS), "{lost} native messages were lost");
+    // A message stays with PID 1 until journald has written it, and one that it has just written may be there again.
+    assert_eq!(lost, 0, "native messages were lost");
+    assert!(again <= KILLS as usize + 1, "{again} native messages stand twice in the journal");
     assert!(client.stats().stored.0 >= 1, "journald keeps its streams with PID 1");
 }

@@ -61,6 +61,7 @@ fn inside_layout() {
     );
     let mut test = service("test", &script);
     test.restart = Restart::Never;
+    test.env.extend(std::env::var("DYAD_SOAK").ok().map(|rounds| ("DYAD_SOAK".to_owned(), rounds)));
     let mut services = if scene == "faults" { faults::services() } else { others() };
     services.push(test);
     fs::create_dir_all("/usr/lib/dyad").expect("the guest's root can be written");

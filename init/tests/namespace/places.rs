@@ -27,12 +27,12 @@ pub(crate) fn alive(name: &str) -> Service {
         .to_vec();
     alive.readiness = Readiness::Notify;
     alive.start_timeout_ms = 0;
-    alive.watchdog_ms = 30 * ALIVE_MS as u32;
+    alive.watchdog_ms = 300 * ALIVE_MS as u32;
     alive
 }
 
 #[test]
-#[ignore = "run as a service of other tests"]
+#[ignore = "run by a_fault_at_every_place_of_a_life"]
 fn inside_alive() {
     use std::io::Write as _;
     let mut starts = fs::File::options().create(true).append(true).open("/tmp/alive").expect("/tmp");

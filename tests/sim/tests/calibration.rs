@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dyad_sim::calibrate::{EXPECT, Model, SCRIPTS, Script, run, scripts};
 
@@ -49,7 +49,12 @@ fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 }
 
 /// Every commit waits for a moment while its standby writes: what waits longer waits for something that does not come.
-const STANDS_STILL: &str = "query_start < clock_timestamp() - interval '3 s'";
+const STANDS_STILL: Duration = Duration::from_secs(3);
+
+/// The same as a condition on `pg_stat_activity`.
+fn still() -> String {
+    format!("query_start < clock_timestamp() - interval '{} s'", STANDS_STILL.as_secs())
+}
 
 struct Server {
     name: &'static str,
@@ -175,7 +180,7 @@ impl Pair {
             return 0;
         }
         let query =
-            format!("select count(*) from pg_stat_activity where wait_event = 'SyncRep' and {STANDS_STILL}");
+            format!("select count(*) from pg_stat_activity where wait_event = 'SyncRep' and {}", still());
         self.sql(own, &query).parse().unwrap()
     }
 
@@ -185,9 +190,11 @@ impl Pair {
             return self.ended.get(&write).copied().unwrap_or("never");
         };
         let running = self.pending.values().filter(|(other, _)| *other == own).count() + 1;
+        let asked = Instant::now();
         let ended = wait("a write's end", || match child.try_wait().unwrap() {
             Some(status) => Some(Some(status.code())),
-            None => (self.waiting(own) >= running).then_some(None),
+            // It may have waited for long already: what happened just now must have had its time too.
+            None => (asked.elapsed() > STANDS_STILL && self.waiting(own) >= running).then_some(None),
         });
         let how = match ended {
             None => {
@@ -243,7 +250,8 @@ impl Pair {
         if self.stopped.is_empty() {
             let query = format!(
                 "select wait_event || ': ' || query from pg_stat_activity \
-                 where pid = {pid} and (wait_event <> 'SyncRep' or {STANDS_STILL})"
+                 where pid = {pid} and (wait_event <> 'SyncRep' or {})",
+                still()
             );
             return wait("a kept connection's commit", || {
                 let seen = self.sql(own, &query);

@@ -76,6 +76,8 @@ pub struct Guest<'a> {
     pub ext4: bool,
     /// Environment of the tests.
     pub env: &'a [(&'a str, &'a str)],
+    /// Libraries that programs in the guest load: the crates, and the variables that tell the tests where they are.
+    pub libraries: &'a [(&'a str, &'a str)],
     /// Memory, which also holds the test's disks.
     pub memory_mib: u32,
     /// How long the tests may take on two processors of which each is emulated.
@@ -108,7 +110,12 @@ impl Guest<'_> {
         for file in binaries.iter() {
             add_file(&mut tree, file.as_os_str().as_bytes(), file);
         }
-        let init = self.init(binaries.last().expect("cargo built the test"));
+        let libraries =
+            self.libraries.iter().map(|(package, name)| (library(package), *name)).collect::<Vec<_>>();
+        for (file, _) in &libraries {
+            add_file(&mut tree, file.as_os_str().as_bytes(), file);
+        }
+        let init = self.init(&libraries, binaries.last().expect("cargo built the test"));
         add(&mut tree, b"/init", 0o755, Kind::File(init.into()));
 
         let dir = tempfile::tempdir().expect("a temporary directory can be made");
@@ -122,22 +129,9 @@ impl Guest<'_> {
 
     /// What cargo builds for the test: programs under test first, the test itself last.
     fn binaries(&self) -> Vec<PathBuf> {
-        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-        let args = [
-            "test",
-            "--locked",
-            "--no-run",
-            "--message-format=json",
-            "-p",
-            self.package,
-            "--test",
-            self.test,
-        ];
-        let text = stdout("cargo test --no-run", &program(&cargo, &args));
         let mut programs = Vec::new();
         let mut tests = Vec::new();
-        for line in text.lines() {
-            let message: Value = serde_json::from_str(line).expect("cargo's messages are JSON");
+        for message in cargo(&["test", "--no-run", "-p", self.package, "--test", self.test]) {
             let Some(file) = message["executable"].as_str() else { continue };
             let is_test = message["profile"]["test"] == true;
             if is_test { &mut tests } else { &mut programs }.push(PathBuf::from(file));
@@ -148,8 +142,10 @@ impl Guest<'_> {
     }
 
     /// The guest's first program.
-    fn init(&self, test: &Path) -> String {
-        let env: String = self.env.iter().map(|(name, value)| format!("export {name}='{value}'\n")).collect();
+    fn init(&self, libraries: &[(PathBuf, &str)], test: &Path) -> String {
+        let mut env: String =
+            self.env.iter().map(|(name, value)| format!("export {name}='{value}'\n")).collect();
+        env.extend(libraries.iter().map(|(file, name)| format!("export {name}='{}'\n", file.display())));
         let test = test.display();
         let select = self.select.join(" ");
         let work = match self.scene {
@@ -213,6 +209,23 @@ impl Guest<'_> {
         args.extend(["-append", &words]);
         streamed("timeout", &args, enough)
     }
+}
+
+/// What cargo says of everything that it built.
+fn cargo(words: &[&str]) -> Vec<Value> {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let text = stdout("cargo", &program(&cargo, &[words, &["--locked", "--message-format=json"]].concat()));
+    text.lines().map(|line| serde_json::from_str(line).expect("cargo's messages are JSON")).collect()
+}
+
+/// The library that is made of a crate.
+fn library(package: &str) -> PathBuf {
+    let files = cargo(&["build", "-p", package]);
+    let made = files
+        .iter()
+        .filter_map(|message| message["filenames"][0].as_str())
+        .rfind(|file| file.ends_with(".so"));
+    made.unwrap_or_else(|| panic!("cargo made no library of {package}")).into()
 }
 
 /// Runs a program to its end, or until `enough` is true of a line, and prints what it writes as it comes; all of it.

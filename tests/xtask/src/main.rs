@@ -27,6 +27,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   fuzz [TARGET] [--seconds N]   every parser of foreign bytes under libFuzzer, 60 seconds each
   soak builds [N]       N builds (30) of one definition in different places: one digest an output
   soak shutdown N       N shutdowns of a machine on which everything hangs: each resets within its deadline
+  soak faults N         N faults in PID 1 of a guest under 500 services: nothing restarted, no end lost
   soak journald N       N times 30 kills and a stop of journald under 10,000 lines a second
   soak first-boot N     N boots of states that a power cut could leave in a first boot
   configured-root IMAGE   every path of lab or appliance that is not as apt and dpkg would make it, with the reason
@@ -82,6 +83,9 @@ fn run(args: &[&str]) -> Result<bool> {
         ["soak", "builds", count] => verify::soak_builds(&root, count)?,
         ["soak", "shutdown", count] => {
             verify::soak_init(&root, GUESTS, "guest", "a_shutdown_that_nothing_obeys_ends_in_time", count)?
+        }
+        ["soak", "faults", count] => {
+            verify::soak_init(&root, GUESTS, "guest", "pid_1_of_a_machine_survives_faults", count)?
         }
         ["soak", "journald", count] => {
             verify::soak_init(&root, GUESTS, "guest", "journald_killed_and_stopped", count)?

@@ -228,8 +228,9 @@ fn a_full_disk_is_named_and_the_next_build_goes_on_from_there() {
     let archive = Archive::new();
     let dir = tempfile::tempdir().unwrap();
     // The first build has room for a part of the package alone; then somebody makes room.
-    let script = "mount -t tmpfs -o size=200k none \"$TEST_CACHE\" && ! \"$0\" \"$@\" 2>&1 && \
-        mount -o remount,size=64m \"$TEST_CACHE\" && echo --- && \"$0\" \"$@\" && find \"$TEST_CACHE/partial\" -type f";
+    let script = "set -e; mount -t tmpfs -o size=4m none \"$TEST_CACHE\"; \
+        head -c 3900k /dev/zero > \"$TEST_CACHE/ballast\"; ! \"$0\" \"$@\" 2>&1; \
+        rm \"$TEST_CACHE/ballast\"; echo ---; \"$0\" \"$@\"; find \"$TEST_CACHE/partial\" -type f";
     let mut log = tempfile::tempfile().unwrap();
     let mut builds = Command::new("/usr/bin/unshare")
         .args(["-Urm", "sh", "-c", script])
