@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use dyad_api::operator::{Credentials, EventRow, LogLine, Protection, ServiceRow, Status};
+use dyad_api::operator::{Credentials, EventRow, ImageSection, LogLine, Protection, ServiceRow, Status};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -50,26 +50,7 @@ pub(crate) fn status(status: &Status) -> String {
     line("cluster", node.cluster.as_deref().unwrap_or("none"));
     line("site file", &node.site);
     match &node.image {
-        Some(image) => {
-            line(
-                "image",
-                &format!("{} {} (slot {}, kernel {})", image.name, image.version, image.slot, image.kernel),
-            );
-            let marks =
-                image.boot.iter().map(|mark| format!("{} {:.1} s", mark.name, mark.at_ms as f64 / 1000.0));
-            line("boot", &marks.collect::<Vec<_>>().join(", "));
-            if !image.previous.is_empty() {
-                line("boot before", &image.previous);
-            }
-            let init = &image.init;
-            line(
-                "init",
-                &format!(
-                    "turns of its loop: half below {} us, 99 % below {} us, longest {} us; {} re-execs",
-                    init.turn_us_half, init.turn_us_99, init.turn_us_max, init.reexecs
-                ),
-            );
-        }
+        Some(image) => of_image(image).iter().for_each(|(name, text)| line(name, text)),
         None => line("image", "unknown, PID 1 does not answer"),
     }
     for (name, text) in members(status) {
@@ -102,6 +83,27 @@ pub(crate) fn status(status: &Status) -> String {
         line("service", &joined(&format!("{} {}", service.name, service.state), &service.note));
     }
     out
+}
+
+/// What is booted, how that went, and how PID 1 does.
+fn of_image(image: &ImageSection) -> Vec<(&'static str, String)> {
+    let marks = image.boot.iter().map(|mark| format!("{} {:.1} s", mark.name, mark.at_ms as f64 / 1000.0));
+    let mut rows = vec![
+        ("image", format!("{} {} (slot {}, kernel {})", image.name, image.version, image.slot, image.kernel)),
+        ("boot", marks.collect::<Vec<_>>().join(", ")),
+    ];
+    if !image.previous.is_empty() {
+        rows.push(("boot before", image.previous.clone()));
+    }
+    let init = &image.init;
+    rows.push((
+        "init",
+        format!(
+            "turns of its loop: half below {} us, 99 % below {} us, longest {} us; {} re-execs",
+            init.turn_us_half, init.turn_us_99, init.turn_us_max, init.reexecs
+        ),
+    ));
+    rows
 }
 
 fn joined(state: &str, note: &str) -> String {
