@@ -125,8 +125,15 @@ pub(crate) struct Answer {
 /// Asks the daemon of a state directory for something.
 pub(crate) fn ask(state: &StateDir, request: &Request) -> Result<Answer> {
     let stream = state.connect()?;
-    send(&stream, request)?;
-    match receive(&stream)? {
+    let reply = match send(&stream, request).and_then(|()| receive(&stream)) {
+        Ok(reply) => reply,
+        Err(error) => {
+            // A daemon that was killed closes its sockets one after the other: then there is no lab any more.
+            state.connect()?;
+            return Err(error);
+        }
+    };
+    match reply {
         Reply::Done(value) => Ok(Answer { stream, value }),
         Reply::Failed(reason) => Err(LabError::Refused(reason)),
     }
