@@ -351,8 +351,16 @@ impl Pair {
         match op {
             "start" => self.start(own),
             "stop" => {
-                self.let_go();
-                self.stop(own, last.unwrap());
+                let how = last.unwrap();
+                let postmaster = self.postmaster(own);
+                for pid in self.stopped.clone() {
+                    // What stands still must not go on before it is told to end at once: the server kills it after 5 s.
+                    if how != "immediate" || pid == postmaster || !self.is_of(own, pid) {
+                        self.signal(pid, "CONT");
+                    }
+                }
+                self.stop(own, how);
+                self.stopped.retain(|pid| Path::new(&format!("/proc/{pid}")).exists());
             }
             "clone" => {
                 std::fs::remove_dir_all(&self.servers[own].data).unwrap();
@@ -408,6 +416,11 @@ impl Pair {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{said}");
         if said.contains("no rewind required") { "no rewind required" } else { "rewound" }.into()
+    }
+
+    /// Whether a process is of this server: all of them work in its data directory.
+    fn is_of(&self, own: usize, pid: i32) -> bool {
+        std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|at| at == self.servers[own].data)
     }
 
     fn let_go(&mut self) {
