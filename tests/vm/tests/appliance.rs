@@ -29,7 +29,8 @@ const AT_BOOT: &[&str] = &[
 /// The line of `nested/init.c`.
 const NESTED_LINE: &str = "nested: a guest of the appliance speaks";
 /// Emulation in an emulation: a kernel needs half a minute on two free processors.
-const NESTED_MS: &str = "280000";
+const NESTED_MS: &str = "180000";
+const NESTED_TRIES: u32 = 3;
 
 /// The configuration of the replicated volume: minor numbers instead of names that udev would make.
 const RESOURCE: &str = "global { usage-count no; }
@@ -230,7 +231,10 @@ impl Proofs {
         let argv = ["/usr/sbin/chroot", "--userspec=vm:vm", "/", "/bin/sh", "-c", qemu];
         let mut args = vec!["ctl", "node-a", "--", "exec", "--json", "--deadline-ms", NESTED_MS, "--"];
         args.extend(argv);
-        let answer: Value = serde_json::from_str(&self.lab.ok(&args)).expect("the agent answers in JSON");
+        // The processor that QEMU emulates sometimes leaves a machine inside its machine standing still: another try tells.
+        let tries = (1..NESTED_TRIES).map(|_| self.lab.run(&args)).find(|output| output.status.success());
+        let answer = tries.map_or_else(|| self.lab.ok(&args), |output| stdout("the nested machine", &output));
+        let answer: Value = serde_json::from_str(&answer).expect("the agent answers in JSON");
         let said = answer["stdout"].as_str().unwrap_or_default();
         self.keep("nested.console", said);
         assert!(said.contains("uid=203(vm) gid=203(vm)"), "{answer}");
