@@ -14,7 +14,7 @@ use crate::message::{
     Answer, Authenticated, Cas, FromArbiter, RESOURCES_MAX, Refusal, Registers, ToArbiter, Verdict,
 };
 use crate::mutation::{Mutation, Mutations};
-use crate::register::{self, Change, Conflict, Register};
+use crate::register::{self, Change, Conflict, Reason, Register};
 use crate::types::{BootId, Epoch, Incarnation, Node, RequestId, ResourceId, Tick};
 
 pub use memory::{Memory, TwoHistories};
@@ -201,7 +201,8 @@ impl Arbiter {
                     .is_none_or(|o| o.epoch < r.epoch || (o.epoch == r.epoch && o != r))
             };
             // A register that a node knows and this disk does not: the disk went back in time.
-            self.amnesia |= mirror.iter().any(|(id, r)| behind(id, r));
+            let ahead = mirror.iter().any(|(id, r)| behind(id, r));
+            self.amnesia |= ahead && !self.mutations.broken(Mutation::AmnesiaIgnored);
             self.heard[from.index()] = true;
         }
         if self.amnesia { Answer::Refused(Refusal::Amnesia) } else { Answer::Welcome }
@@ -233,11 +234,10 @@ impl Arbiter {
         if items.len() > RESOURCES_MAX {
             return Answer::Refused(Refusal::TooLarge);
         }
+        let again = self.mutations.broken(Mutation::RepeatedRequestJudgedAgain);
         match &self.durable.answered[from.index()] {
-            Some((last, _)) if request < *last => return Answer::Refused(Refusal::Request),
-            Some((last, verdicts))
-                if request == *last && !self.mutations.broken(Mutation::RepeatedRequestJudgedAgain) =>
-            {
+            Some((last, _)) if request < *last && !again => return Answer::Refused(Refusal::Request),
+            Some((last, verdicts)) if request == *last && !again => {
                 return Answer::Verdicts { request, verdicts: verdicts.clone() };
             }
             Some(_) | None => {}
@@ -255,8 +255,18 @@ impl Arbiter {
         if current.is_none() && self.durable.registers.len() >= RESOURCES_MAX {
             return Verdict::Lost(Conflict::Full);
         }
-        let next = match register::apply(current, item.expect, from, item.change) {
+        let expect = current
+            .filter(|_| self.mutations.broken(Mutation::EpochNotCompared))
+            .map_or(item.expect, |register| register.epoch);
+        let careless = self.mutations.broken(Mutation::TakeOverFromSolo);
+        let next = match register::apply(current, expect, from, item.change) {
             Ok(next) => next,
+            Err(Conflict::Mode) if careless && matches!(item.change, Change::TakeOver(_)) => {
+                match register::apply(current, expect, from, Change::Force) {
+                    Ok(next) => Register { reason: Reason::TookOver, ..next },
+                    Err(conflict) => return Verdict::Lost(conflict),
+                }
+            }
             Err(conflict) => return Verdict::Lost(conflict),
         };
         if matches!(item.change, Change::TakeOver(_)) && !self.holder_is_gone(now, from.peer(), item) {
@@ -273,7 +283,8 @@ impl Arbiter {
 
     /// Rule 7: silent for T on our clock (from our own start at the earliest), released, or rebooted and not resumed.
     fn holder_is_gone(&self, now: Tick, holder: Node, item: &Cas) -> bool {
-        if self.released.contains(&(item.resource, item.expect)) {
+        let any = self.mutations.broken(Mutation::ReleaseAtAnyEpoch);
+        if self.released.iter().any(|(r, epoch)| *r == item.resource && (any || *epoch == item.expect)) {
             return true;
         }
         if self.mutations.broken(Mutation::SilenceNotAwaited) {
@@ -292,8 +303,12 @@ impl Arbiter {
     }
 
     fn release(&mut self, from: Node, resource: ResourceId, epoch: Epoch) -> Answer {
-        let holds =
-            self.durable.registers.get(&resource).is_some_and(|r| r.holder == from && r.epoch == epoch);
+        let any = self.mutations.broken(Mutation::ReleaseAtAnyEpoch);
+        let holds = self
+            .durable
+            .registers
+            .get(&resource)
+            .is_some_and(|r| r.holder == from && (r.epoch == epoch || any));
         if holds {
             self.released.insert((resource, epoch));
         }
@@ -304,7 +319,7 @@ impl Arbiter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::register::{Mode, Reason};
+    use crate::register::Mode;
 
     const R: ResourceId = ResourceId(0);
 

@@ -58,7 +58,8 @@ impl State {
             }
             Phase::Recording => {
                 self.mirror.no_arbiter.insert(r, epoch);
-                if self.durable.as_ref().is_some_and(|m| m.no_arbiter.get(&r) == Some(&epoch)) {
+                let recorded = self.durable.as_ref().and_then(|m| m.no_arbiter.get(&r)) == Some(&epoch);
+                if recorded || self.broken(Mutation::AloneNotRecorded) {
                     self.go(r, Phase::Dropping);
                 }
             }

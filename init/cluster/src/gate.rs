@@ -45,7 +45,7 @@ impl State {
         if needed && !self.lease_was_needed {
             // None known yet: a new supervisor leaves what the one before it handed out.
             if let Some(end) = self.timers.get(&Timer::LeaseEnd).copied() {
-                self.tell(now, out, Action::Deadman(end), vec![]);
+                self.deadman(now, end, out);
             }
             self.refresh_gates(now, out);
         }

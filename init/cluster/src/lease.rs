@@ -74,7 +74,7 @@ impl State {
             self.send_peer(now, out, ToPeer::RenewLease { boot: self.boot, sequence: now.0 });
         }
         if !self.any_needs_lease() {
-            self.tell(now, out, Action::Deadman(now.plus(lease_ms)), vec![]);
+            self.deadman(now, now.plus(lease_ms), out);
         }
         self.refresh_gates(now, out);
     }
@@ -82,13 +82,21 @@ impl State {
     /// A renewal that was sent at `sequence` was heard.
     pub(crate) fn extend_lease(&mut self, now: Tick, sequence: u64, out: &mut Actions) {
         let span_ms = self.config.lease_ms - self.config.lease_ms * 2 * DRIFT_PPM / 1_000_000;
-        let end = Tick(sequence).plus(span_ms);
+        let from = if self.broken(Mutation::LeaseFromAnswer) { now } else { Tick(sequence) };
+        let end = from.plus(span_ms);
         let later = self.timers.get(&Timer::LeaseEnd).is_none_or(|old| *old < end);
         if sequence <= now.0 && end > now && later {
             self.arm(Timer::LeaseEnd, end);
             if self.any_needs_lease() {
-                self.tell(now, out, Action::Deadman(end), vec![]);
+                self.deadman(now, end, out);
             }
+        }
+    }
+
+    /// PID 1 kills what may not run past this, whether or not the supervisor lives.
+    pub(crate) fn deadman(&mut self, now: Tick, end: Tick, out: &mut Actions) {
+        if !self.broken(Mutation::DeadmanNotArmed) {
+            self.tell(now, out, Action::Deadman(end), vec![]);
         }
     }
 

@@ -16,12 +16,24 @@ pub enum Mutation {
     SyncLeftByTimeout,
     /// Rule 3: a standby asks with whatever pact the register names, marker or not.
     TakeOverWithoutMarker,
+    /// Rule 1: a take-over from Solo is asked for and granted.
+    TakeOverFromSolo,
     /// Rule 3: the receiver still streams while take-over is asked for.
     ReceiverNotStopped,
     /// Rule 3: the winner does not look at marker and data again.
     MarkerNotRechecked,
+    /// Rule 3: data is replaced while a take-over that was asked for with it is open.
+    ReplacedWhileOpen,
+    /// Rules 2 and 3: nothing waits for the register to be on the node's own disk.
+    MirrorNotAwaited,
+    /// Rule 4a: the setting is not switched on.
+    NotArmed,
     /// Rule 4b: a reload is believed without the checkpoint barrier.
     NoBarrier,
+    /// Rule 4c: the canary is not waited for until the standby has flushed it.
+    CanaryNotAwaited,
+    /// Rule 4d: Sync is asked for before the standby has marked.
+    MarkNotAwaited,
     /// Rule 4d: the standby marks whatever data it has.
     GenerationNotCompared,
     /// Rule 4d: the standby marks old promises again.
@@ -30,6 +42,8 @@ pub enum Mutation {
     NoLeaseBeforeSync,
     /// Rule 3: the marker outlives the data it spoke of.
     MarkerNotCleared,
+    /// Rule 3: a marker counts for whatever data is here.
+    MarkerOfOtherData,
     /// Rule 5: the role is read from the node's own disk.
     RoleFromDisk,
     /// Rule 5: a holder goes on at its old epoch.
@@ -38,8 +52,12 @@ pub enum Mutation {
     GenerationNotCheckedOnResume,
     /// Rule 6: a change is asked for before the intent is on disk.
     IntentNotDurable,
-    /// Rule 6: the arbiter answers a repeated request afresh.
+    /// Rule 6: the arbiter judges a repeated or older request afresh.
     RepeatedRequestJudgedAgain,
+    /// Rule 6: the arbiter does not compare epochs.
+    EpochNotCompared,
+    /// Rule 7: a release counts at whatever epoch.
+    ReleaseAtAnyEpoch,
     /// Rule 7: the holder's silence is not waited for.
     SilenceNotAwaited,
     /// Rule 7: silence counts from before the arbiter's own start.
@@ -48,14 +66,26 @@ pub enum Mutation {
     OneMirrorHeard,
     /// Rule 9: messages of another incarnation are believed.
     IncarnationIgnored,
+    /// Rule 9: mirrors that are ahead of the arbiter's disk are no amnesia.
+    AmnesiaIgnored,
+    /// Rule 10: that the holder goes on alone is not on its disk before it does.
+    AloneNotRecorded,
     /// Rule 10: the holder records first and the standby renounces afterwards.
     RenounceLast,
     /// Section 4: after a crash in Sync clients are let in before the standby has what recovery brought back.
     NoHoldBack,
     /// Section 4: a service that crashed in Solo is given to the standby.
     CrashReleasesSolo,
+    /// Leases: the standby asks while it hears the holder, whatever it promised.
+    PromiseNotKept,
     /// Leases: the standby forgets its promise when it restarts.
     PromiseForgotten,
+    /// Leases: a supervisor that has just started suspects its peer at once.
+    SuspectedAtStart,
+    /// Leases: a lease counts from its answer, not from when it was asked for.
+    LeaseFromAnswer,
+    /// Leases: PID 1 is given no deadline.
+    DeadmanNotArmed,
     /// Leases: the standby promises while its own take-over is open.
     PromiseWithTakeOverOpen,
     /// Leases: the end of the lease is ignored.
@@ -65,32 +95,47 @@ pub enum Mutation {
 impl Mutation {
     /// All of them.
     #[cfg(feature = "mutations")]
-    pub const ALL: [Mutation; 25] = {
+    pub const ALL: [Mutation; 40] = {
         use Mutation::*;
         [
             DropBeforeSolo,
             SyncLeftByTimeout,
             TakeOverWithoutMarker,
+            TakeOverFromSolo,
             ReceiverNotStopped,
             MarkerNotRechecked,
+            ReplacedWhileOpen,
+            MirrorNotAwaited,
+            NotArmed,
             NoBarrier,
+            CanaryNotAwaited,
+            MarkNotAwaited,
             GenerationNotCompared,
             OldPactMarked,
             NoLeaseBeforeSync,
             MarkerNotCleared,
+            MarkerOfOtherData,
             RoleFromDisk,
             EpochNotRaisedOnResume,
             GenerationNotCheckedOnResume,
             IntentNotDurable,
             RepeatedRequestJudgedAgain,
+            EpochNotCompared,
+            ReleaseAtAnyEpoch,
             SilenceNotAwaited,
             SilenceBeforeStart,
             OneMirrorHeard,
             IncarnationIgnored,
+            AmnesiaIgnored,
+            AloneNotRecorded,
             RenounceLast,
             NoHoldBack,
             CrashReleasesSolo,
+            PromiseNotKept,
             PromiseForgotten,
+            SuspectedAtStart,
+            LeaseFromAnswer,
+            DeadmanNotArmed,
             PromiseWithTakeOverOpen,
             LeaseEndIgnored,
         ]
@@ -111,8 +156,9 @@ impl Mutations {
         Mutations { set: broken.iter().fold(0, |set, m| set | 1 << (*m as u64)) }
     }
 
+    /// Whether this one is broken: adapters of a simulated world ask too.
     #[cfg(feature = "mutations")]
-    pub(crate) fn broken(self, mutation: Mutation) -> bool {
+    pub fn broken(self, mutation: Mutation) -> bool {
         self.set & (1 << (mutation as u64)) != 0
     }
 

@@ -38,7 +38,9 @@ impl State {
             return self.give_up(now, r);
         }
         let phase = self.seat(r).phase;
-        if phase == Phase::Arming {
+        if phase == Phase::Arming && self.broken(Mutation::NotArmed) {
+            self.go(r, Phase::Barrier);
+        } else if phase == Phase::Arming {
             self.issue(now, out, Some(r), Action::ArmSync, vec![]);
         } else if phase == Phase::Barrier && self.broken(Mutation::NoBarrier) {
             self.go(r, Phase::Canary);
@@ -46,7 +48,7 @@ impl State {
             self.issue(now, out, Some(r), Action::Barrier, vec![]);
         } else if phase == Phase::Canary {
             self.issue(now, out, Some(r), Action::Canary, vec![]);
-        } else if self.seat(r).marked && self.leased() {
+        } else if (self.seat(r).marked || self.broken(Mutation::MarkNotAwaited)) && self.leased() {
             self.go(r, Phase::Protecting);
         }
     }

@@ -23,7 +23,8 @@ impl State {
             let diverged = self.seat(r).relation == Some(Relation::Diverged);
             let careless = self.broken(Mutation::MarkerNotCleared);
             // And the register that says so must be on the disk: after a crash nobody else may remember it.
-            let free = self.register_durable(r) && !self.take_over_open(r);
+            let open = self.take_over_open(r) && !self.broken(Mutation::ReplacedWhileOpen);
+            let free = self.register_durable(r) && !open;
             if careless || (free && self.clear_marker(r, None)) {
                 self.go(r, if diverged { Phase::Rewinding } else { Phase::Cloning });
             }

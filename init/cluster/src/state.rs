@@ -201,6 +201,9 @@ fn first_timers(config: &Config, now: Tick) -> BTreeMap<Timer, Tick> {
     if config.mutations.broken(Mutation::PromiseForgotten) {
         timers.remove(&Timer::Promise);
     }
+    if config.mutations.broken(Mutation::SuspectedAtStart) {
+        timers.insert(Timer::PeerSilent, now);
+    }
     timers
 }
 
@@ -400,6 +403,9 @@ impl State {
     /// The register, as known, is on this node's disk.
     pub(crate) fn register_durable(&self, resource: ResourceId) -> bool {
         let durable = self.durable.as_ref().and_then(|m| m.registers.get(&resource));
+        if self.broken(Mutation::MirrorNotAwaited) {
+            return true;
+        }
         durable.is_some() && durable == self.mirror.registers.get(&resource)
     }
 

@@ -28,13 +28,20 @@ impl State {
     /// The marker speaks of the data that is here, for this promise.
     fn marker_is_good(&self, r: ResourceId, pact: Pact) -> bool {
         let Observed::Known(control) = self.seat(r).control else { return false };
-        self.marker(r).is_some_and(|m| m.pact == pact && m.generation == control.generation)
+        let own = |m: &Marker| m.generation == control.generation || self.broken(Mutation::MarkerOfOtherData);
+        self.marker(r).is_some_and(|m| m.pact == pact && own(&m))
+    }
+
+    /// The promise that a take-over needs: the register's.
+    fn promised(&self, r: ResourceId) -> Option<Pact> {
+        let any = self.broken(Mutation::TakeOverFromSolo);
+        self.pact(r).or_else(|| self.marker(r).filter(|_| any).map(|m| m.pact))
     }
 
     /// The pact under which this node may ask for the resource now.
     pub(crate) fn claim(&self, r: ResourceId) -> Option<Pact> {
         let register = self.register(r)?;
-        let pact = self.pact(r).filter(|_| register.holder == self.config.me.peer())?;
+        let pact = self.promised(r).filter(|_| register.holder == self.config.me.peer())?;
         let seat = self.seat(r);
         let vote = match self.config.voting {
             Voting::Arbiter => {
@@ -45,8 +52,9 @@ impl State {
             Voting::Strict | Voting::PrimaryBiased => false,
         };
         let handed_over = seat.handed_over == Some(register.epoch);
-        let lost =
-            self.peer_silent && seat.link != Observed::Known(Link::AtHead) && !self.armed(Timer::Promise);
+        let suspected =
+            self.peer_silent && !self.armed(Timer::Promise) || self.broken(Mutation::PromiseNotKept);
+        let lost = suspected && seat.link != Observed::Known(Link::AtHead);
         let marked = self.marker_is_good(r, pact) || self.broken(Mutation::TakeOverWithoutMarker);
         let free =
             !self.frozen() && !self.drained && self.mirror_readable && !self.armed(Timer::Retry(Some(r)));
@@ -86,7 +94,7 @@ impl State {
         if self.seat(r).forced {
             return self.go(r, Phase::Forcing);
         }
-        match self.pact(r) {
+        match self.promised(r) {
             Some(pact) if self.register(r).is_some_and(|reg| reg.holder == self.config.me.peer()) => {
                 self.seat_mut(r).pact = Some(pact);
                 self.go(r, Phase::Claiming);
@@ -108,8 +116,8 @@ impl State {
             }
         } else if phase == Phase::Checking {
             let good = self.seat(r).pact.is_some_and(|pact| self.marker_is_good(r, pact));
+            let good = good || self.broken(Mutation::MarkerNotRechecked);
             match self.seat(r).control {
-                _ if self.broken(Mutation::MarkerNotRechecked) => self.go(r, Phase::Promoting),
                 Observed::Unknown => {
                     self.issue(now, out, Some(r), Action::ReadControl, vec![]);
                 }

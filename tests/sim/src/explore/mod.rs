@@ -1,5 +1,6 @@
 //! The exhaustive explorer: every order of everything, breadth first, within bounds.
 
+mod lead;
 mod shared;
 mod world;
 
@@ -12,6 +13,7 @@ use dyad_cluster::mutation::Mutation;
 use dyad_cluster::phase::Phase;
 use dyad_cluster::types::{Epoch, Node};
 
+pub use lead::Lead;
 use shared::{Shared, fingerprint};
 pub use world::{Bounds, Violation};
 use world::{Letter, R, Service, World};
@@ -75,12 +77,22 @@ enum Move {
     ArbiterCopied,
 }
 
-/// A pair with a mutated core may never be protected; it is walked from wherever it got.
-const PROTECT_ROUNDS_MAX: usize = 100;
 /// In random histories, one move in this many is a fault.
 const FAULT_ONE_IN: usize = 14;
 
 impl Move {
+    /// Something that this node does, or that it and the arbiter say to each other.
+    fn of(&self, node: Node) -> bool {
+        match self {
+            Move::Finish(n, _) | Move::Renew(n) => *n == node,
+            Move::Deliver(letter) => match &**letter {
+                Letter::Ask(n, _) | Letter::Tell(n, _) => *n == node,
+                Letter::Peer(..) => false,
+            },
+            _ => false,
+        }
+    }
+
     fn is_fault(&self) -> bool {
         match self {
             Move::Crash(_)
@@ -172,13 +184,32 @@ pub fn explore(bounds: Bounds, broken: &[Mutation], voting: Voting, states_max: 
     result
 }
 
-/// Follows one random history within the bounds, to depths that breadth cannot reach.
+/// Follows one random history within the bounds, to depths that breadth cannot reach. Half of them begin in Sync.
 pub fn walk(bounds: Bounds, broken: &[Mutation], voting: Voting, seed: u64, steps: usize) -> Exploration {
+    let protected = [Lead::Until(Node::A, Phase::Sync)];
+    walk_from(if seed % 2 == 1 { &protected } else { &[] }, bounds, broken, voting, seed, steps)
+}
+
+/// The first step of a beginning that cannot be led.
+pub fn stuck(beginning: &[Lead], bounds: Bounds, broken: &[Mutation], voting: Voting) -> Option<Lead> {
     let mut world = World::new(bounds, broken, voting);
     prologue(&mut world);
-    if seed % 2 == 1 {
-        protect(&mut world);
-    }
+    beginning.iter().copied().find(|step| !lead::lead(&mut world, *step))
+}
+
+/// The same after a beginning that is led; one that cannot be led is walked from wherever it got.
+pub fn walk_from(
+    beginning: &[Lead],
+    bounds: Bounds,
+    broken: &[Mutation],
+    voting: Voting,
+    seed: u64,
+    steps: usize,
+) -> Exploration {
+    let mut world = World::new(bounds, broken, voting);
+    prologue(&mut world);
+    _ = beginning.iter().all(|step| lead::lead(&mut world, *step));
+    world.edges.clear();
     let mut random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut path = Vec::new();
     let mut result =
@@ -228,32 +259,15 @@ pub fn walk(bounds: Bounds, broken: &[Mutation], voting: Voting, seed: u64, step
 
 /// Both nodes have learned the register, A serves alone and B follows: where every history of interest begins.
 fn prologue(world: &mut World) {
+    let mut delivered = HashSet::new();
     while world.machines.iter().any(|m| m.service == Service::Stopped) {
         let before = fingerprint(&*world);
-        for moved in moves(world) {
-            if matches!(moved, Move::Finish(..) | Move::Deliver(_)) {
-                apply(world, &moved);
-            }
-        }
+        let comes_up = |_: &World, m: &Move| matches!(m, Move::Finish(..) | Move::Deliver(_));
+        lead::round(world, &comes_up, &mut delivered);
         assert!(before != fingerprint(&*world), "the pair does not come up: {world:?}");
     }
     world.edges.clear();
     *world.letters.change() = std::collections::BTreeSet::new();
-}
-
-/// On to Sync: half of the random histories begin there.
-fn protect(world: &mut World) {
-    for _ in 0..PROTECT_ROUNDS_MAX {
-        if world.machines.iter().any(|m| m.state.as_ref().and_then(|s| s.phase(R)) == Some(Phase::Sync)) {
-            break;
-        }
-        for moved in moves(world) {
-            if matches!(moved, Move::Finish(..) | Move::Deliver(_) | Move::Renew(_) | Move::SeeHead(_)) {
-                apply(world, &moved);
-            }
-        }
-    }
-    world.edges.clear();
 }
 
 fn path(trail: &[Visited], mut at: u32) -> Vec<String> {

@@ -110,6 +110,18 @@ impl Plan {
         plan
     }
 
+    /// Each of these faults once, at moments of the seed's choice: they overlap in every way.
+    pub fn of(faults: &[Fault], seed: u64) -> Plan {
+        let mut random = Random(seed ^ 0x0F_FA17_0000_0001);
+        let mut plan = Plan { peace_ms: CALM_MS + 2 * FAULT_MS_MAX, ..Plan::quiet(seed) };
+        for fault in faults {
+            let at_ms = random.between(CALM_MS, CALM_MS + FAULT_MS_MAX / 2);
+            let until_ms = at_ms + random.between(100, FAULT_MS_MAX);
+            plan.events.push(Planned { at_ms, until_ms, fault: *fault });
+        }
+        plan
+    }
+
     /// One episode of a kind that must move nothing.
     pub fn harmless(kind: &str, seed: u64) -> Plan {
         let mut random = Random(seed ^ 0x5711_1000_0000_0001);
