@@ -57,6 +57,8 @@ pub enum Call {
     TakeOver(TakeOver),
     /// What this node did for the database, oldest first; answered by a list of [`EventRow`].
     Events(Events),
+    /// The packet filter of this node; answered by [`FirewallRules`].
+    Firewall,
     /// Run a program as root: only on images with the overlay `test-agent`; answered by [`ExecResult`].
     Exec(Exec),
 }
@@ -120,6 +122,15 @@ pub struct EventRow {
     pub to: String,
     /// Why.
     pub cause: String,
+}
+
+/// What may come in over the network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirewallRules {
+    /// `applied`, or why not.
+    pub state: String,
+    /// In the words of nft, as they were loaded.
+    pub rules: String,
 }
 
 /// A program to run (test images only).
@@ -250,6 +261,9 @@ pub struct VipRow {
     pub address: String,
     /// Name of the node that has it; `None`: nobody.
     pub holder: Option<String>,
+    /// Why the node that should have it does not; empty when all is well.
+    #[serde(default)]
+    pub note: String,
 }
 
 /// What the answering node knows about itself.

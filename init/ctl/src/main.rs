@@ -13,7 +13,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use dyad_api::client::{CallError, Client};
 use dyad_api::operator::{
-    Call, Credentials, EventRow, Events, Freeze, LogLine, Logs, SOCKET, ServiceName, ServiceRow, Status,
+    Call, Credentials, EventRow, Events, FirewallRules, Freeze, LogLine, Logs, SOCKET, ServiceName, ServiceRow, Status,
     TakeOver,
 };
 use serde_json::Value;
@@ -105,6 +105,8 @@ enum Command {
         #[arg(short = 'n', long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
         lines: u32,
     },
+    /// The rules of the packet filter, made from the site file
+    Firewall,
     /// Stop everything in order and switch the machine off
     Poweroff,
     /// Stop everything in order and start the machine again
@@ -154,6 +156,10 @@ fn run(client: &mut Client<UnixStream>, command: Command) -> Result<(), String> 
         Command::Events { lines } => {
             let rows: Vec<EventRow> = client.call(Call::Events(Events { lines })).map_err(text)?;
             print(&show::events(&rows))
+        }
+        Command::Firewall => {
+            let FirewallRules { state, rules } = client.call(Call::Firewall).map_err(text)?;
+            print(&format!("# {state}\n{rules}"))
         }
         Command::Switchover => order(client, Call::SwitchOver),
         Command::Drain => order(client, Call::Drain),

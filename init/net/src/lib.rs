@@ -6,17 +6,22 @@
 //! The kernel must have its modules before: `bonding` (with `max_bonds=0`, or it makes a `bond0` of its own at once)
 //! for bonds, `bridge` for bridges. Nothing here loads them.
 
+pub mod frames;
+mod gate;
 mod model;
 mod names;
 mod netlink;
 mod plan;
 mod status;
+mod vip;
 
+pub use gate::{Gate, GateError};
 pub use model::{BondSettings, BondWay, LinkKind, Network, Observed, ObservedLink, ObservedRoute};
 pub use names::{Names, UNNAMED};
 pub use netlink::{Kernel, NetError, Netlink};
 pub use plan::{BondChange, Plan, PlanError, Step, plan};
 pub use status::{BondStatus, LinkStatus, MemberStatus};
+pub use vip::{Port, heard, speak, taken};
 
 /// How often is planned and done before it counts as unstable. Two are usual: taking a link down also drops its
 /// IPv6 addresses and routes, which only the next look sees.

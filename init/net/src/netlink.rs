@@ -81,7 +81,7 @@ fn step_error(step: &Step, error: &rtnetlink::Error) -> NetError {
 }
 
 /// The real kernel.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Netlink {
     handle: Handle,
     sysfs: PathBuf,
@@ -94,6 +94,10 @@ impl Netlink {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(NetError::Socket)?;
         tokio::spawn(connection);
         Ok(Self { handle, sysfs: sysfs.to_owned() })
+    }
+
+    pub(crate) fn handle(&self) -> &Handle {
+        &self.handle
     }
 
     pub(crate) fn sysfs(&self) -> &Path {

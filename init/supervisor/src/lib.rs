@@ -5,6 +5,8 @@ mod clock;
 mod credentials;
 pub mod driver;
 mod files;
+mod firewall;
+mod http;
 mod log;
 mod network;
 mod node;

@@ -12,6 +12,7 @@ use tokio::task::{LocalSet, spawn_local};
 
 use crate::driver::{Driver, Membership, Shown};
 use crate::files::{self, FileError};
+use crate::firewall::{self, Firewall};
 use crate::notify::Notify;
 use crate::operator::{self, Context, Declared};
 use crate::paths::Paths;
@@ -22,7 +23,7 @@ use crate::pg::probe;
 use crate::pid1::Pid1;
 use crate::site::Loaded;
 use crate::status::Identity;
-use crate::{log, network};
+use crate::{http, log, network};
 
 /// Why the supervisor cannot run at all. PID 1 starts it again.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +56,7 @@ async fn serve(paths: Rc<Paths>) -> Result<Infallible, StartError> {
     let (pg_state, pg) = watch::channel(PgState::default());
     let (network_state, network) =
         watch::channel(NetworkSection { state: "waiting".into(), note: String::new(), links: Vec::new() });
+    let (firewall_state, firewall) = watch::channel(Firewall::none());
     let (shown, pair) = watch::channel(None);
     let listener = operator::listen(&paths.operator_socket()).map_err(StartError::Socket)?;
     let context = Rc::new(Context {
@@ -64,11 +66,13 @@ async fn serve(paths: Rc<Paths>) -> Result<Infallible, StartError> {
         pg: pg.clone(),
         pg_wanted,
         network,
+        firewall,
         pair: pair.clone(),
         execs: Cell::new(0),
     });
     spawn_local(operator::serve_socket(listener, Rc::clone(&context)));
     spawn_local(operator::serve_port(Rc::clone(&paths), PORT, Rc::clone(&context)));
+    spawn_local(http::serve(firewall::HTTP, Rc::clone(&context)));
     spawn_local(notify.clone().feed());
     // Operators are answered from here on. What follows waits for disks and links, for as long as they take.
     notify.send("READY=1");
@@ -96,6 +100,10 @@ async fn serve(paths: Rc<Paths>) -> Result<Infallible, StartError> {
         tracing::error!(%error, "set the names of this machine");
     }
     spawn_local(network::keep(Rc::clone(&paths), network, network_state));
+    if let Some((site, node)) = site.site().zip(node.as_ref()) {
+        let rules = firewall::rules(site, node);
+        spawn_local(firewall::keep(Rc::clone(&paths), pid1.clone(), rules, firewall_state));
+    }
     let parts = Parts { paths, pid1, wanted, state: pg_state, shown, pair };
     start_database(parts, site, member)?;
     tell_status(&notify, pg).await
@@ -153,7 +161,7 @@ fn start_database(
             say("this node is a member of a pair, and its site file is gone".into());
         }
         (Loaded::Site(site), Some(owner), Ok(Some(membership))) => {
-            let driver = Driver { paths, pid1, site: *site, owner, membership, shown };
+            let driver = Driver { paths, pid1, site: *site, owner, membership, shown, state: state.clone() };
             spawn_local(drive(driver, pair, state));
         }
         (site @ (Loaded::Site(_) | Loaded::Absent), Some(owner), Ok(None)) => {

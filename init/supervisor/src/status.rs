@@ -52,9 +52,9 @@ pub(crate) fn status(sources: Sources<'_>) -> Status {
     Status {
         protection,
         reason,
-        nodes: pair.map_or_else(|| vec![alone()], |pair| pair.nodes(pg.section.timeline)),
+        nodes: pair.map_or_else(|| vec![alone()], Shown::nodes),
         resources: pair.map_or_else(|| vec![own()], Shown::resources),
-        vips: Vec::new(),
+        vips: pair.map_or_else(Vec::new, Shown::vip_rows),
         node: NodeSection {
             name: name.clone(),
             cluster: identity.cluster.clone(),

@@ -5,7 +5,8 @@
 mod support;
 
 use dyad_api::operator::Protection;
-use support::cluster::{Cluster, story};
+use support::cluster::{Cluster, VIPS, story};
+use support::lan::{Lan, Watch};
 
 fn ids(cluster: &Cluster, at: usize) -> Vec<u64> {
     let text = cluster.sql(at, "select id from ledger order by id").unwrap();
@@ -19,8 +20,11 @@ fn a_node_is_lost_and_comes_back_and_nothing_acknowledged_is_lost() {
         let mut holder = cluster.wait_for(Protection::Protected);
         assert!(cluster.sql(holder, "create table ledger (id bigint primary key)").is_ok());
         let mut acknowledged = Vec::new();
+        let watch = Watch::start(VIPS);
+        let mut holders = vec![Lan::mac(holder)];
         // The second time the other one is lost: each has been primary and standby, and each comes back.
         for round in 0..2_u64 {
+            cluster.wait_vips(holder);
             let writer = cluster.writer(holder, round * 1_000_000);
             cluster.wait("acknowledged writes", || (writer.count() >= 100).then_some(()));
             cluster.power_cut(holder);
@@ -31,6 +35,8 @@ fn a_node_is_lost_and_comes_back_and_nothing_acknowledged_is_lost() {
                 let here = status.resources.first().is_some_and(|row| Cluster::index(&row.holder) == other);
                 (here && status.protection == Protection::Exposed).then_some(())
             });
+            cluster.wait_vips(other);
+            holders.push(Lan::mac(other));
             let there = ids(cluster, other);
             let lost: Vec<_> = acknowledged.iter().filter(|id| !there.contains(id)).collect();
             assert!(lost.is_empty(), "acknowledged and not there: {lost:?}");
@@ -41,11 +47,44 @@ fn a_node_is_lost_and_comes_back_and_nothing_acknowledged_is_lost() {
             assert_eq!(cluster.wait_for(Protection::Protected), other, "nothing moves back");
             holder = other;
         }
+        VIPS.iter().for_each(|vip| assert_eq!(watch.holders(*vip), holders, "one after another, never two"));
         let all = ids(cluster, holder);
         assert!(acknowledged.iter().all(|id| all.contains(id)));
         cluster.wait("the same on both", || (ids(cluster, 1 - holder) == all).then_some(()));
         let steps = cluster.replay();
         assert!(steps > 200, "only {steps} steps");
+    });
+}
+
+#[test]
+fn a_holder_that_stands_still_loses_its_addresses_by_the_kernels_own_clock() {
+    story("a_holder_that_stands_still_loses_its_addresses_by_the_kernels_own_clock", "medium", |cluster| {
+        cluster.start();
+        let holder = cluster.wait_for(Protection::Protected);
+        let other = 1 - holder;
+        let watch = Watch::start(VIPS);
+        cluster.wait_vips(holder);
+        let pid = cluster.nodes[holder].supervisor.as_ref().unwrap().id();
+        let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+        // The address is still on its link, and nobody of that node is there to close anything.
+        for vip in VIPS {
+            cluster.wait("the other node's claim", || {
+                (watch.holders(vip).last() == Some(&Lan::mac(other))).then_some(())
+            });
+            let words = format!("-o address show to {vip}");
+            let words: Vec<&str> = words.split(' ').collect();
+            let left = cluster.lan.machine(holder).command("/usr/sbin/ip").args(words).output().unwrap();
+            assert!(!left.stdout.is_empty(), "the gate alone keeps {vip} from answering");
+        }
+        let claims = VIPS.map(|vip| watch.count(vip));
+        cluster.wait("more answers", || (watch.count(VIPS[0]) > claims[0] + 20).then_some(()));
+        rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+        assert_eq!(cluster.wait_for(Protection::Protected), other);
+        cluster.wait_vips(other);
+        for vip in VIPS {
+            assert_eq!(watch.holders(vip), [holder, other].map(Lan::mac), "one after another, never two");
+        }
     });
 }
 

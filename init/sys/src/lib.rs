@@ -6,6 +6,7 @@ pub mod dm;
 pub mod fault;
 pub mod heap;
 pub mod loopdev;
+pub mod packet;
 pub mod seccomp;
 pub mod signals;
 pub mod spawn;

@@ -15,6 +15,7 @@ use super::peer::Link;
 use super::postgres::Postgres;
 use super::record::{Record, RecordError};
 use super::run::Hands;
+use super::vips::Vips;
 use crate::clock;
 use crate::pid1::Pid1;
 
@@ -26,6 +27,7 @@ pub(crate) struct Node {
     pub(crate) witness: Option<Rc<Witness>>,
     pub(crate) peer: Link,
     pub(crate) pid1: Pid1,
+    pub(crate) vips: Vips,
 }
 
 impl Hands for Rc<Node> {
@@ -54,7 +56,8 @@ impl Hands for Rc<Node> {
                 });
             }
             Action::Deadman(at) => self.arm(at),
-            Action::OpenGate { .. } | Action::CloseGate(_) => self.gate(&issued.action),
+            Action::OpenGate { vip, until } => self.vips.open(vip, until),
+            Action::CloseGate(vip) => self.vips.close(vip),
             // Every other action completes, and is carried out.
             other => tracing::error!(action = ?other.kind(), "an action without an end was expected"),
         }
@@ -100,11 +103,6 @@ impl Node {
                 tracing::warn!(%error, "arm the dead-man's switch");
             }
         });
-    }
-
-    /// The configuration has no virtual address.
-    fn gate(&self, action: &Action) {
-        tracing::error!(action = ?action.kind(), "an address that is not configured");
     }
 }
 

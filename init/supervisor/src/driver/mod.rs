@@ -3,10 +3,12 @@
 //! `docs/decisions/2026-11-21-driver.md` says what is one task, what is in order, and how a restart goes on.
 
 mod arbiter;
+mod clients;
 mod flights;
 mod hands;
 mod history;
 mod journal;
+mod keep;
 mod membership;
 mod observe;
 mod peer;
@@ -16,6 +18,7 @@ mod run;
 mod shown;
 #[cfg(test)]
 mod tests;
+mod vips;
 mod words;
 
 use std::collections::BTreeMap;
@@ -31,6 +34,8 @@ use dyad_cluster::event::{Command, Event};
 use dyad_cluster::eventlog::Entry;
 use dyad_cluster::phase::Phase;
 use dyad_cluster::types::{BootId, Node, ResourceId};
+use dyad_cluster::action::VipId;
+use dyad_cluster::gate::Vip;
 use dyad_cluster::{Config, Found, Mutations, Running, State, Voting};
 use dyad_spec::site::{Site, WithoutWitness};
 use tokio::sync::{mpsc, watch};
@@ -40,19 +45,24 @@ use tokio::time::{Instant, sleep};
 use crate::clock;
 use crate::files::FileError;
 use crate::paths::Paths;
+use crate::pg::manager::PgState;
 use crate::pg::{Owner, Pair, Peer, PgError, SERVICE, Server};
 use crate::pid1::{Pid1, is_alive};
 use arbiter::Witness;
+use clients::Clients;
 use journal::Journal;
+use observe::Replication;
 use peer::Status;
 use postgres::Postgres;
 use record::Record;
 use run::{EVENTS_MAX, Loop, View};
+use shown::{Facts, Screen};
+use vips::Vips;
 
 pub(crate) use history::history;
 pub use membership::{Member, Membership, MembershipError};
 pub use peer::PORT;
-pub(crate) use shown::Shown;
+pub(crate) use shown::{Role, Shown};
 
 /// PostgreSQL, the first resource of every cluster.
 pub(crate) const DATABASE: ResourceId = ResourceId(0);
@@ -84,6 +94,8 @@ pub(crate) struct Driver {
     pub(crate) owner: Owner,
     pub(crate) membership: Membership,
     pub(crate) shown: watch::Sender<Option<Shown>>,
+    /// What PostgreSQL does, for operators.
+    pub(crate) state: watch::Sender<PgState>,
 }
 
 impl Driver {
@@ -128,19 +140,25 @@ impl Driver {
         let member = &self.membership.peer;
         let link =
             peer::Link::start(&identity, member.public(), member.address, config.lease_ms, own_status)?;
+        let sysfs = self.paths.at("/sys");
+        let runs_on = running == Some(Running::Serving);
+        let vips = Vips::start(self.site.vips.clone(), sysfs.clone(), runs_on);
         let hands = hands::Node {
             record,
             postgres: Rc::clone(&postgres),
             witness,
             peer: link,
             pid1: self.pid1.clone(),
+            vips: vips.clone(),
         };
-        self.spawn_observers(&postgres, &seen, &events);
+        let (replicates, replication) = watch::channel(Replication::default());
+        let facts = Facts { seen: seen.clone(), rows: vips.rows(), replication };
+        self.spawn_observers(&postgres, &seen, &events, vips, replicates);
         if me == Node::A {
             spawn_local(found_when_nobody(seen.clone(), events.clone()));
         }
-        spawn_local(tell_peer(seen.clone(), said));
-        spawn_local(show(self.shown.clone(), me, self.names(me), seen, peer_status, events.clone()));
+        spawn_local(tell_peer(facts.clone(), said));
+        spawn_local(self.screen(me, events.clone()).keep(self.shown.clone(), facts, peer_status));
         let (peer_key, listen) = (member.public(), self.membership.listen);
         spawn_local(async move {
             if let Err(error) = peer::hear(&identity, peer_key, listen, events, heard).await {
@@ -187,7 +205,7 @@ impl Driver {
             resources: vec![DATABASE],
             vms: Vec::new(),
             memory_mib: [0; 2],
-            vips: Vec::new(),
+            vips: (0..).zip(&self.site.vips).map(|(at, _)| Vip { id: VipId(at), resource: DATABASE }).collect(),
             mutations: Mutations::default(),
         }
     }
@@ -195,6 +213,11 @@ impl Driver {
     fn names(&self, me: Node) -> [String; 2] {
         let (own, peer) = (self.membership.name.clone(), self.membership.peer.name.clone());
         if me == Node::A { [own, peer] } else { [peer, own] }
+    }
+
+    fn screen(&self, me: Node, orders: mpsc::Sender<Event>) -> Screen {
+        let vips = self.site.vips.iter().map(|vip| vip.address.to_string()).collect();
+        Screen { me, names: self.names(me), vips, orders }
     }
 
     /// The founder makes the first data; nobody is asked yet, and whoever wins the register later goes on with it.
@@ -239,12 +262,19 @@ impl Driver {
         postgres: &Rc<Postgres>,
         seen: &watch::Receiver<View>,
         events: &mpsc::Sender<Event>,
+        vips: Vips,
+        replication: watch::Sender<Replication>,
     ) {
+        let (up, clients) = watch::channel(None);
+        if let Some(node) = self.site.nodes.iter().find(|node| node.name == self.membership.name) {
+            spawn_local(Clients::of(&self.site, node).watch(self.paths.at("/sys"), vips, up));
+        }
         spawn_local(observe::ends(Rc::clone(postgres), events.clone()));
-        spawn_local(observe::links(Rc::clone(postgres), events.clone()));
+        spawn_local(observe::links(Rc::clone(postgres), events.clone(), replication));
+        spawn_local(keep::keep(Rc::clone(postgres), seen.clone(), self.state.clone()));
         let profile = self.site.profile;
         spawn_local(observe::health(Rc::clone(postgres), profile, seen.clone(), events.clone()));
-        spawn_local(observe::room(Rc::clone(postgres), events.clone()));
+        spawn_local(observe::condition(Rc::clone(postgres), clients, events.clone()));
     }
 }
 
@@ -295,38 +325,12 @@ async fn found_when_nobody(seen: watch::Receiver<View>, events: mpsc::Sender<Eve
 }
 
 /// Puts what this member holds into words for the other one's status screen.
-async fn tell_peer(mut seen: watch::Receiver<View>, said: watch::Sender<Option<Status>>) {
+async fn tell_peer(mut facts: Facts, said: watch::Sender<Option<Status>>) {
     loop {
-        let status = Status::of(&seen.borrow_and_update());
-        said.send_replace(Some(status));
-        if seen.changed().await.is_err() {
+        let (view, rows, replication) = facts.now();
+        said.send_replace(Some(Status::of(&view, &rows, replication)));
+        if facts.changed().await.is_err() {
             return;
-        }
-    }
-}
-
-/// Keeps what operators are shown.
-async fn show(
-    shown: watch::Sender<Option<Shown>>,
-    me: Node,
-    names: [String; 2],
-    mut seen: watch::Receiver<View>,
-    mut peer: watch::Receiver<Option<Status>>,
-    orders: mpsc::Sender<Event>,
-) {
-    loop {
-        let view = seen.borrow_and_update().clone();
-        let status = peer.borrow_and_update().clone();
-        shown.send_replace(Some(Shown {
-            me,
-            names: names.clone(),
-            view,
-            peer: status,
-            orders: orders.clone(),
-        }));
-        tokio::select! {
-            changed = seen.changed() => if changed.is_err() { return },
-            _ = peer.changed() => {}
         }
     }
 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use dyad_cluster::event::{Condition, Event, Link};
 use dyad_spec::site::Profile;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::postgres::Postgres;
 use super::run::View;
@@ -46,15 +47,30 @@ pub(crate) async fn ends(pg: Rc<Postgres>, events: mpsc::Sender<Event>) {
     }
 }
 
+/// How a server stands, for people, balancers and monitors; nothing is decided by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) struct Replication {
+    /// Of a primary, or of the primary that a standby receives from.
+    pub(crate) timeline: Option<u32>,
+    /// A standby receives, or a primary has one that does.
+    pub(crate) streams: bool,
+    /// Of a standby: what its primary has and it has not replayed. Of a primary: what its standby has not flushed.
+    pub(crate) lag_bytes: Option<u64>,
+    /// Flushed by a primary, replayed by a standby.
+    pub(crate) position: Option<u64>,
+}
+
 /// One look.
 struct Seen {
     standby: bool,
     up: bool,
+    replication: Replication,
 }
 
 struct Links {
     pg: Rc<Postgres>,
     events: mpsc::Sender<Event>,
+    shown: watch::Sender<Replication>,
     session: Option<Session>,
     told: Option<(Link, Instant, u64)>,
     standby: bool,
@@ -63,12 +79,18 @@ struct Links {
 }
 
 /// Tells how the replication link stands.
-pub(crate) async fn links(pg: Rc<Postgres>, events: mpsc::Sender<Event>) {
+pub(crate) async fn links(
+    pg: Rc<Postgres>,
+    events: mpsc::Sender<Event>,
+    shown: watch::Sender<Replication>,
+) {
+    let (session, told) = (None, None);
     let mut links =
-        Links { pg, events, session: None, told: None, standby: false, blind_since: None, idle_since: None };
+        Links { pg, events, shown, session, told, standby: false, blind_since: None, idle_since: None };
     loop {
         sleep(LOOK).await;
         if !links.pg.server.runs() {
+            links.shown.send_replace(Replication::default());
             (links.session, links.told, links.blind_since, links.idle_since) = (None, None, None, None);
             continue;
         }
@@ -76,6 +98,9 @@ pub(crate) async fn links(pg: Rc<Postgres>, events: mpsc::Sender<Event>) {
         match links.look().await {
             Ok(seen) => {
                 (links.standby, links.blind_since) = (seen.standby, None);
+                links.shown.send_if_modified(|shown| {
+                    std::mem::replace(shown, seen.replication) != seen.replication
+                });
                 let link = if seen.up { Link::AtHead } else { Link::Down };
                 links.tell(link, moves).await;
                 links.notice_stuck(&seen).await;
@@ -95,9 +120,17 @@ pub(crate) async fn links(pg: Rc<Postgres>, events: mpsc::Sender<Event>) {
 impl Links {
     async fn look(&mut self) -> Result<Seen, SqlError> {
         let query = format!(
-            "select pg_catalog.pg_is_in_recovery(), (select count(*) from pg_catalog.pg_stat_wal_receiver where status = 'streaming'), \
-             (select count(*) from pg_catalog.pg_stat_replication where usename = '{}' and state = 'streaming' \
-             and application_name like '{}%' and application_name <> 'dyad_clone')",
+            "select r.recovering, \
+             (select count(*) from pg_catalog.pg_stat_wal_receiver where status = 'streaming'), \
+             count(s.*), \
+             case when r.recovering then (select received_tli from pg_catalog.pg_stat_wal_receiver) \
+             else ('x' || left(pg_walfile_name(pg_current_wal_flush_lsn()), 8))::bit(32)::int end, \
+             case when r.recovering then pg_last_wal_replay_lsn() else pg_current_wal_flush_lsn() end - '0/0'::pg_lsn, \
+             case when r.recovering then (select latest_end_lsn from pg_catalog.pg_stat_wal_receiver) - pg_last_wal_replay_lsn() \
+             else pg_current_wal_flush_lsn() - min(s.flush_lsn) end \
+             from (select pg_catalog.pg_is_in_recovery() as recovering) r \
+             left join pg_catalog.pg_stat_replication s on usename = '{}' and state = 'streaming' \
+             and application_name like '{}%' and application_name <> 'dyad_clone' group by r.recovering",
             stance::REPLICATION,
             stance::STANDBY_PREFIX.replace('_', "\\_"),
         );
@@ -107,8 +140,17 @@ impl Links {
         };
         let row = session.rows(LOOK_LIMIT, &query).await?.into_iter().next().unwrap_or_default();
         let is = |at: usize, text: &str| row.get(at).and_then(Option::as_deref) == Some(text);
+        let number = |at: usize| row.get(at)?.as_ref()?.parse::<i64>().ok();
         let standby = is(0, "t");
-        Ok(Seen { standby, up: if standby { is(1, "1") } else { is(2, "1") } })
+        let up = if standby { is(1, "1") } else { is(2, "1") };
+        let replication = Replication {
+            timeline: number(3).and_then(|found| u32::try_from(found).ok()),
+            streams: up,
+            // What is replayed may be ahead of what the primary said last.
+            lag_bytes: number(5).map(|found| u64::try_from(found).unwrap_or(0)),
+            position: number(4).and_then(|found| u64::try_from(found).ok()),
+        };
+        Ok(Seen { standby, up, replication })
     }
 
     async fn tell(&mut self, link: Link, moves: u64) {
@@ -169,22 +211,31 @@ pub(crate) async fn health(
     }
 }
 
-/// Tells how full the volume is.
-pub(crate) async fn room(pg: Rc<Postgres>, events: mpsc::Sender<Event>) {
+/// Tells how full the volume is, and whether clients can reach this node.
+pub(crate) async fn condition(
+    pg: Rc<Postgres>,
+    mut clients: watch::Receiver<Option<bool>>,
+    events: mpsc::Sender<Event>,
+) {
     let mut told = None;
+    let mut full = None;
     loop {
         match pg.server.room() {
-            Ok(room) if told != Some(room.full_percent) => {
-                told = Some(room.full_percent);
-                let condition =
-                    Condition { clients_up: None, full_percent: vec![(pg.resource, room.full_percent)] };
-                if events.send(Event::Condition(condition)).await.is_err() {
-                    return;
-                }
-            }
-            Ok(_) => {}
+            Ok(room) => full = Some((pg.resource, room.full_percent)),
             Err(error) => tracing::warn!(%error, "look at PostgreSQL's volume"),
         }
-        sleep(ROOM).await;
+        let clients_up = *clients.borrow_and_update();
+        let now = Condition { clients_up, full_percent: full.into_iter().collect() };
+        if told.as_ref() != Some(&now) {
+            told = Some(now.clone());
+            if events.send(Event::Condition(now)).await.is_err() {
+                return;
+            }
+        }
+        // A sender that is gone tells nothing any more; the volume is looked at all the same.
+        match timeout(ROOM, clients.changed()).await {
+            Ok(Err(_)) => sleep(ROOM).await,
+            Ok(Ok(())) | Err(_) => {}
+        }
     }
 }

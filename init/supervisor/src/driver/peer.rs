@@ -22,7 +22,9 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_local;
 
+use super::observe::Replication;
 use super::run::View;
+use super::vips::Row;
 
 /// Where members listen for each other unless told otherwise.
 pub const PORT: u16 = 7401;
@@ -62,6 +64,10 @@ pub(crate) struct Status {
     pub(crate) protection: Level,
     /// Why not better, in words.
     pub(crate) why: String,
+    /// Which virtual addresses answer there, in the order of the site file.
+    pub(crate) vips: Vec<bool>,
+    /// Of its server.
+    pub(crate) replication: Replication,
 }
 
 /// [`Protection`], as it is said to another node.
@@ -75,8 +81,8 @@ pub(crate) enum Level {
 }
 
 impl Status {
-    /// Of what the loop sees.
-    pub(crate) fn of(view: &View) -> Self {
+    /// Of what the loop and the observers see.
+    pub(crate) fn of(view: &View, vips: &[Row], replication: Replication) -> Self {
         let protection = match view.protection {
             Protection::Full => Level::Full,
             Protection::NoTakeOver => Level::NoTakeOver,
@@ -84,7 +90,8 @@ impl Status {
             Protection::Standby => Level::Standby,
             Protection::Down => Level::Down,
         };
-        Status { phase: view.phase, protection, why: super::words::causes(&view.why) }
+        let vips = vips.iter().map(|row| row.here).collect();
+        Status { phase: view.phase, protection, why: super::words::causes(&view.why), vips, replication }
     }
 }
 

@@ -1,16 +1,44 @@
 //! The pair as operators see it. On both nodes the first line says what losing a node now would cost.
 
-use dyad_api::operator::{NodeRow, Protection as Shows, ResourceRow};
+use dyad_api::operator::{NodeRow, Protection as Shows, ResourceRow, VipRow};
 use dyad_cluster::event::Event;
 use dyad_cluster::phase::Phase;
-use dyad_cluster::register::Mode;
+use dyad_cluster::register::{Mode, Register};
 use dyad_cluster::report::Cause;
 use dyad_cluster::types::Node;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
+use super::observe::Replication;
 use super::peer::{Level, Status};
 use super::run::View;
+use super::vips::Row;
 use super::words;
+
+/// What a node is for the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    Primary,
+    Standby,
+    None,
+}
+
+impl Role {
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Role::Primary => "primary",
+            Role::Standby => "standby",
+            Role::None => "none",
+        }
+    }
+}
+
+fn role(phase: Phase) -> Role {
+    match phase {
+        phase if phase.serves() => Role::Primary,
+        Phase::Following | Phase::Renouncing => Role::Standby,
+        _ => Role::None,
+    }
+}
 
 /// What operators are shown.
 #[derive(Debug, Clone)]
@@ -21,8 +49,75 @@ pub(crate) struct Shown {
     pub(crate) view: View,
     /// What the other one said last.
     pub(crate) peer: Option<Status>,
+    /// Virtual addresses of the site file, and what became of them here.
+    pub(crate) vips: Vec<(String, Row)>,
+    /// How this node's server stands.
+    pub(crate) replication: Replication,
     /// Orders go here.
     pub(crate) orders: mpsc::Sender<Event>,
+}
+
+/// Everything that is seen of this node, as it comes in.
+#[derive(Clone)]
+pub(crate) struct Facts {
+    pub(crate) seen: watch::Receiver<View>,
+    pub(crate) rows: watch::Receiver<Vec<Row>>,
+    pub(crate) replication: watch::Receiver<Replication>,
+}
+
+impl Facts {
+    pub(crate) fn now(&mut self) -> (View, Vec<Row>, Replication) {
+        (
+            self.seen.borrow_and_update().clone(),
+            self.rows.borrow_and_update().clone(),
+            *self.replication.borrow_and_update(),
+        )
+    }
+
+    /// Until one of them has. An observer that ended tells nothing any more; without the loop there is nothing to show.
+    pub(crate) async fn changed(&mut self) -> Result<(), watch::error::RecvError> {
+        tokio::select! {
+            changed = self.seen.changed() => changed,
+            Ok(()) = self.rows.changed() => Ok(()),
+            Ok(()) = self.replication.changed() => Ok(()),
+        }
+    }
+}
+
+/// What of [`Shown`] does not change.
+pub(crate) struct Screen {
+    pub(crate) me: Node,
+    pub(crate) names: [String; 2],
+    pub(crate) vips: Vec<String>,
+    pub(crate) orders: mpsc::Sender<Event>,
+}
+
+impl Screen {
+    /// Keeps what operators are shown.
+    pub(crate) async fn keep(
+        self,
+        shown: watch::Sender<Option<Shown>>,
+        mut facts: Facts,
+        mut peer: watch::Receiver<Option<Status>>,
+    ) {
+        loop {
+            let (view, rows, replication) = facts.now();
+            let status = peer.borrow_and_update().clone();
+            shown.send_replace(Some(Shown {
+                me: self.me,
+                names: self.names.clone(),
+                view,
+                peer: status,
+                vips: self.vips.iter().cloned().zip(rows).collect(),
+                replication,
+                orders: self.orders.clone(),
+            }));
+            tokio::select! {
+                changed = facts.changed() => if changed.is_err() { return },
+                Ok(()) = peer.changed() => {}
+            }
+        }
+    }
 }
 
 impl Shown {
@@ -37,7 +132,7 @@ impl Shown {
 
     /// The first line, and why.
     pub(crate) fn protection(&self) -> (Shows, String) {
-        let own = Status::of(&self.view);
+        let own = Status::of(&self.view, &[], self.replication);
         let says = match own.protection {
             Level::Full | Level::NoTakeOver | Level::OneCopy => (self.name(self.me), &own),
             // Whoever holds it knows.
@@ -61,33 +156,68 @@ impl Shown {
     }
 
     /// One row for each member.
-    pub(crate) fn nodes(&self, timeline: Option<u32>) -> Vec<NodeRow> {
-        let row = |name: &str, phase: Option<Phase>, timeline: Option<u32>| NodeRow {
-            name: name.to_owned(),
-            role: match phase {
-                Some(phase) if phase.serves() => "primary",
-                Some(Phase::Following | Phase::Renouncing) => "standby",
-                Some(_) | None => "none",
+    pub(crate) fn nodes(&self) -> Vec<NodeRow> {
+        let row = |name: &str, phase: Option<Phase>, replication: Replication| {
+            let role = phase.map_or(Role::None, role);
+            NodeRow {
+                name: name.to_owned(),
+                role: role.text().into(),
+                up: phase.is_some_and(Phase::admits) || role == Role::Standby,
+                timeline: replication.timeline,
+                // A primary is behind nobody; its own number is its standby's.
+                lag_bytes: match role {
+                    Role::Primary => Some(0),
+                    Role::Standby => replication.lag_bytes,
+                    Role::None => None,
+                },
             }
-            .into(),
-            up: phase
-                .is_some_and(|phase| phase.admits() || matches!(phase, Phase::Following | Phase::Renouncing)),
-            timeline,
-            lag_bytes: None,
         };
         let of = |node: Node| {
             if node == self.me {
-                row(self.name(node), Some(self.view.phase), timeline)
+                row(self.name(node), Some(self.view.phase), self.replication)
             } else {
-                row(self.name(node), self.heard().map(|peer| peer.phase), None)
+                let heard = self.heard();
+                let replication = heard.map(|peer| peer.replication).unwrap_or_default();
+                row(self.name(node), heard.map(|peer| peer.phase), replication)
             }
         };
         Node::BOTH.map(of).into()
     }
 
+    /// Who answers for which address.
+    pub(crate) fn vip_rows(&self) -> Vec<VipRow> {
+        let there = |at: usize| self.heard().is_some_and(|peer| peer.vips.get(at) == Some(&true));
+        let row = |(at, (address, row)): (usize, &(String, Row))| VipRow {
+            address: address.clone(),
+            holder: if row.here {
+                Some(self.name(self.me).to_owned())
+            } else {
+                there(at).then(|| self.name(self.me.peer()).to_owned())
+            },
+            note: row.note.clone(),
+        };
+        self.vips.iter().enumerate().map(row).collect()
+    }
+
+    /// What this node is now.
+    pub(crate) fn role(&self) -> Role {
+        role(self.view.phase)
+    }
+
+    /// Clients are served here as primary.
+    pub(crate) fn serves(&self) -> bool {
+        self.view.phase.admits()
+    }
+
+    /// This node is the standby that the holder's commits wait for.
+    pub(crate) fn is_synchronous(&self) -> bool {
+        let sync = |register: Register| matches!(register.mode, Mode::Sync(_)) && register.holder != self.me;
+        self.role() == Role::Standby && self.view.register.is_some_and(sync)
+    }
+
     /// What is replicated.
     pub(crate) fn resources(&self) -> Vec<ResourceRow> {
-        let row = |register: dyad_cluster::register::Register| ResourceRow {
+        let row = |register: Register| ResourceRow {
             name: "pg/main".into(),
             epoch: register.epoch.0,
             mode: match register.mode {

@@ -6,8 +6,8 @@ use std::rc::Rc;
 use dyad_api::control::{self, CAPTURE_MAX, ExitStatus, Oneshot, Refusal};
 use dyad_api::line::TooLong;
 use dyad_api::operator::{
-    Call, CredentialRow, Credentials, Exec, ExecResult, Failure, FailureKind, LOG_LINES_MAX, NetworkSection,
-    Reply, Request,
+    Call, CredentialRow, Credentials, Exec, ExecResult, Failure, FailureKind, FirewallRules, LOG_LINES_MAX, NetworkSection,
+    Reply, Request, Status,
 };
 use dyad_spec::site::Postgresql;
 use serde::Serialize;
@@ -15,7 +15,9 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::credentials;
-use crate::driver::Shown;
+use crate::driver::{Role, Shown};
+use crate::firewall::Firewall;
+use crate::http::Facts;
 use crate::operator::journal;
 use crate::paths::Paths;
 use crate::pg;
@@ -52,6 +54,7 @@ pub(crate) struct Context {
     /// Whether PostgreSQL is wanted; an operator's stop holds until the next start or boot.
     pub(crate) pg_wanted: watch::Sender<bool>,
     pub(crate) network: watch::Receiver<NetworkSection>,
+    pub(crate) firewall: watch::Receiver<Firewall>,
     /// `None`: this node is not paired.
     pub(crate) pair: watch::Receiver<Option<Shown>>,
     /// Numbers the one-shots of `exec`, so that several can run.
@@ -94,7 +97,7 @@ impl Context {
 
     async fn call(&self, call: Call) -> Result<Value, Failure> {
         match call {
-            Call::Status => Ok(self.status().await),
+            Call::Status => Ok(value(&self.status().await)),
             Call::Services => {
                 let view = self.pid1.view();
                 let view = view.borrow();
@@ -125,6 +128,7 @@ impl Context {
                 .map(|lines| value(&lines)),
             Call::PowerOff => self.shutdown(control::Shutdown::PowerOff).await,
             Call::Reboot => self.shutdown(control::Shutdown::Reboot).await,
+            Call::Firewall => Ok(self.firewall_rules()),
             Call::Why => self.why(),
             Call::SwitchOver => self.switch_over().await,
             Call::Drain => self.drain(true).await,
@@ -152,12 +156,12 @@ impl Context {
         self.order(control::Call::Shutdown { how, reason: "asked for by the operator".into() }).await
     }
 
-    async fn status(&self) -> Value {
+    async fn status(&self) -> Status {
         let boot = self.pid1.boot().await;
         let view = self.pid1.view().borrow().clone();
         let pg = self.pg.borrow().clone();
         let pair = self.pair.borrow().clone();
-        value(&status::status(Sources {
+        status::status(Sources {
             identity: &self.declared.borrow().identity,
             view: &view,
             boot,
@@ -165,7 +169,31 @@ impl Context {
             pair: pair.as_ref(),
             network: self.network.borrow().clone(),
             storage: status::storage(&self.paths),
-        }))
+        })
+    }
+
+    /// What HTTP answers from.
+    pub(crate) async fn facts(&self) -> Facts {
+        let status = self.status().await;
+        let serving = self.pg.borrow().serving;
+        let pair = self.pair.borrow();
+        let replication = pair.as_ref().map(|pair| pair.replication).unwrap_or_default();
+        Facts {
+            status,
+            primary: pair.as_ref().map_or(serving, Shown::serves),
+            // Of a server that does not run no position is known.
+            standby: pair.as_ref().is_some_and(|pair| pair.role() == Role::Standby)
+                && replication.position.is_some(),
+            synchronous: pair.as_ref().is_some_and(Shown::is_synchronous),
+            streams: replication.streams,
+            lag_bytes: replication.lag_bytes,
+            position: replication.position,
+        }
+    }
+
+    fn firewall_rules(&self) -> Value {
+        let Firewall { rules, state } = self.firewall.borrow().clone();
+        value(&FirewallRules { state, rules })
     }
 
     fn credentials(&self) -> Result<Value, Failure> {

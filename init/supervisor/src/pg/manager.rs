@@ -38,7 +38,7 @@ const STOP_DEADLINE: Duration = Duration::from_secs(120);
 /// Between two tries to connect to a server that starts.
 const CONNECT_INTERVAL: Duration = Duration::from_millis(100);
 /// Repairs shown in the status at most.
-const REPAIRS_MAX: usize = 20;
+pub(crate) const REPAIRS_MAX: usize = 20;
 /// Signal of an immediate stop.
 const SIGQUIT: i32 = 3;
 

@@ -85,14 +85,24 @@ impl Server {
     /// What a primary has: the peer's slot, and the roles it logs in as.
     pub(crate) async fn after_promotion(&self, session: &Session) -> Result<(), PgError> {
         self.reserve_slot(session).await?;
+        let done = self.ensure_roles(session).await?;
+        tracing::info!(?done, "roles and databases are as declared");
+        Ok(())
+    }
+
+    /// Roles and databases that are other than declared are put right; what had to be done, in words.
+    pub(crate) async fn repair_roles(&self) -> Result<Vec<String>, PgError> {
+        self.ensure_roles(&self.connect().await?).await
+    }
+
+    async fn ensure_roles(&self, session: &Session) -> Result<Vec<String>, PgError> {
         let site = self.site();
         let own = [stance::REPLICATION, stance::REWIND];
         let names = own.into_iter().chain(site.roles.iter().map(|role| &*role.name));
         let known = credentials::ensure(&self.paths.credentials(), names)?;
         let mut done = roles::ensure_own(session, &known).await?;
         done.extend(roles::ensure(session, &site.roles, &site.databases, &known).await?);
-        tracing::info!(?done, "roles and databases are as declared");
-        Ok(())
+        Ok(done)
     }
 
     /// The peer's slot, keeping log from the last checkpoint on. One that has lost its log is made anew.

@@ -1,7 +1,7 @@
 //! Two paired nodes with real supervisors and servers, and a real witness, in a network of their own.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -16,13 +16,17 @@ use supervisor::driver::{Member, Membership};
 use supervisor::paths::Paths;
 use supervisor::pg::Server;
 
+use super::lan::Lan;
 use super::{INSIDE, Node, library, postgres_ids};
 
 /// For anything that must happen to two nodes: hundreds of processes, on a machine that may be busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(900);
 /// Path of the witness's program, in a test that runs as `postgres`.
 const WITNESS: &str = "DYAD_TEST_WITNESS";
-const NAMES: [&str; 2] = ["node-a", "node-b"];
+/// The virtual addresses of the site.
+pub(crate) const VIPS: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(10, 77, 0, 100)), IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x100))];
+pub(crate) const NAMES: [&str; 2] = ["node-a", "node-b"];
 
 /// The witness's program, compiled if need be, from where this test's own program comes.
 fn witness_program() -> PathBuf {
@@ -71,7 +75,7 @@ impl Witness {
         let state = tempfile::tempdir().unwrap();
         let program = std::env::var_os(WITNESS).unwrap();
         let mut child = Command::new(program)
-            .args(["run", "--listen", "127.0.0.1:0", "--state"])
+            .args(["run", "--listen", "10.77.0.254:0", "--state"])
             .arg(state.path())
             .stderr(Stdio::piped())
             .spawn()
@@ -108,20 +112,34 @@ impl Drop for Witness {
 /// All of it.
 pub(crate) struct Cluster {
     pub(crate) nodes: [Node; 2],
-    ports: [u16; 2],
+    pub(crate) lan: Lan,
     _witness: Witness,
 }
 
-fn site(port: u16, witness: SocketAddr, profile: &str) -> String {
+fn site(witness: SocketAddr, profile: &str) -> String {
     format!(
         r#"
 cluster = "test"
 profile = "{profile}"
 witness = "{witness}"
-[nodes.node-a]
-[nodes.node-b]
+[nodes.node-a.links.lan0]
+mac = "02:00:00:00:00:01"
+[nodes.node-a.addresses]
+lan0 = ["10.77.0.1/24", "fd77::1/64"]
+[nodes.node-b.links.lan0]
+mac = "02:00:00:00:00:02"
+[nodes.node-b.addresses]
+lan0 = ["10.77.0.2/24", "fd77::2/64"]
+[[routes]]
+to = "default"
+via = "10.77.0.254"
+[vips.four]
+address = "10.77.0.100/24"
+interface = "lan0"
+[vips.six]
+address = "fd77::100/64"
+interface = "lan0"
 [postgresql]
-port = {port}
 max_connections = 30
 shared_buffers = "32MiB"
 [postgresql.roles.app]
@@ -140,14 +158,11 @@ fn postgresql(text: &str) -> Postgresql {
 impl Cluster {
     /// What pairing leaves: identities, a membership each, common passwords; and a code for the witness.
     fn paired(profile: &str) -> Self {
+        let lan = Lan::new();
         let witness = Witness::start();
         let code = witness.code();
-        // All held until all are known, so that they differ.
-        let listeners = [(); 4].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
-        let address = listeners.map(|listener| listener.local_addr().unwrap());
-        let ports = [address[0].port(), address[1].port()];
-        let texts = ports.map(|port| site(port, witness.address, profile));
-        let nodes = texts.each_ref().map(|text| Node::new(Some(text)));
+        let text = site(witness.address, profile);
+        let nodes = [0, 1].map(|at| Node::on(Some(lan.machine(at)), Some(&text)));
         let paths = nodes.each_ref().map(|node| Paths::new(node.dir.path()));
         let mut keys = Vec::new();
         for node in &nodes {
@@ -155,26 +170,26 @@ impl Cluster {
             keys.push(Identity::load_or_make(&node.path("state/identity/node.key")).unwrap().public());
             std::fs::write(node.path("efi/dyad/witness.code"), &code).unwrap();
         }
-        let secrets = Server::secrets(&paths[0], &postgresql(&texts[0])).unwrap();
+        let secrets = Server::secrets(&paths[0], &postgresql(&text)).unwrap();
         Server::adopt_secrets(&paths[1], &secrets).unwrap();
         let certificates = paths.each_ref().map(|paths| Server::certificate(paths).unwrap());
         for (own, peer) in [(0, 1), (1, 0)] {
             let member = Membership {
                 cluster: ClusterId(0xc1),
                 name: NAMES[own].into(),
-                listen: address[2 + own],
+                listen: SocketAddr::new(Lan::address(own), supervisor::driver::PORT),
                 peer: Member {
                     name: NAMES[peer].into(),
                     key: keys[peer].0,
-                    address: address[2 + peer],
-                    postgresql: address[peer],
+                    address: SocketAddr::new(Lan::address(peer), supervisor::driver::PORT),
+                    postgresql: SocketAddr::new(Lan::address(peer), 5432),
                     certificate: certificates[peer].clone(),
                 },
                 witness: None,
             };
             member.store(&paths[own]).unwrap();
         }
-        Cluster { nodes, ports, _witness: witness }
+        Cluster { nodes, lan, _witness: witness }
     }
 
     pub(crate) fn start(&mut self) {
@@ -229,7 +244,7 @@ impl Cluster {
             "-d",
             "postgres",
         ]);
-        command.args(["-p", &self.ports[at].to_string(), "-h"]).arg(self.nodes[at].path("run/postgresql"));
+        command.arg("-h").arg(self.nodes[at].path("run/postgresql"));
         command
     }
 
@@ -241,6 +256,40 @@ impl Cluster {
             true => Ok(String::from_utf8(output.stdout).unwrap().trim().to_owned()),
             false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
         }
+    }
+
+    /// As a client of the virtual addresses: the role `app`, on its database.
+    pub(crate) fn client(&self, address: IpAddr, statement: &str) -> Result<String, String> {
+        let secrets = std::fs::read(self.nodes[0].path("state/supervisor/credentials")).unwrap();
+        let secrets: serde_json::Value = serde_json::from_slice(&secrets).unwrap();
+        let password = secrets["roles"]["app"]["password"].as_str().unwrap();
+        let output = Command::new("/usr/lib/postgresql/15/bin/psql")
+            .args(["-X", "-A", "-t", "-q", "-w", "-U", "app", "-d", "shop", "-c", statement, "-h"])
+            .arg(address.to_string())
+            .env("PGPASSWORD", password)
+            .env("PGCONNECT_TIMEOUT", "5")
+            .output()
+            .unwrap();
+        match output.status.success() {
+            true => Ok(String::from_utf8(output.stdout).unwrap().trim().to_owned()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    }
+
+    /// Waits until both virtual addresses lead to this node, for clients and on its own and the other's status.
+    pub(crate) fn wait_vips(&self, at: usize) {
+        for vip in VIPS {
+            self.wait(&format!("{vip} at {}", NAMES[at]), || {
+                let there = self.client(vip, "select inet_server_addr(), pg_is_in_recovery()").ok()?;
+                (there == format!("{vip}|f")).then_some(())
+            });
+        }
+        self.wait("the addresses in the status", || {
+            let says = |node: &Node| {
+                node.status().vips.iter().all(|row| row.holder.as_deref() == Some(NAMES[at]))
+            };
+            self.nodes.iter().filter(|node| node.supervisor.is_some()).all(says).then_some(())
+        });
     }
 
     /// A client that writes numbers into `ledger` for as long as its server answers, and notes each that was
@@ -267,12 +316,15 @@ impl Cluster {
     /// SIGKILL of every process of a node, at once.
     pub(crate) fn power_cut(&mut self, at: usize) {
         let node = &mut self.nodes[at];
+        // Nothing is said any more from this moment on.
+        self.lan.machine(at).power_off();
         node.kill();
         node.init.kill_all();
     }
 
     /// The node starts again.
     pub(crate) fn power_on(&mut self, at: usize) {
+        self.lan.machine(at).power_on();
         self.nodes[at].init.reboot();
         self.nodes[at].start();
     }

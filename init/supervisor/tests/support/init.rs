@@ -17,6 +17,7 @@ use dyad_api::control::*;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType};
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::lan::Machine;
 use super::{as_postgres, postgres_ids};
 
 /// Called with each request before it is carried out.
@@ -28,6 +29,7 @@ pub(crate) struct TestInit(Arc<Inner>);
 struct Inner {
     root: PathBuf,
     born: Instant,
+    machine: Option<Machine>,
     state: Mutex<State>,
 }
 
@@ -50,8 +52,9 @@ struct State {
 
 impl TestInit {
     /// Listens below `root`.
-    pub(crate) fn start(root: &Path) -> Self {
-        let init = Self(Arc::new(Inner { root: root.into(), born: Instant::now(), state: Mutex::default() }));
+    pub(crate) fn start(root: &Path, machine: Option<Machine>) -> Self {
+        let (root_of, born) = (root.into(), Instant::now());
+        let init = Self(Arc::new(Inner { root: root_of, born, machine, state: Mutex::default() }));
         init.state().service = Some(status(ServiceState::Stopped, 0, 0, None));
         init.state().boots = 7;
         let watching = Arc::downgrade(&init.0);
@@ -271,7 +274,7 @@ impl TestInit {
             .append(true)
             .open(self.0.root.join("postgresql.log"))
             .unwrap();
-        let mut child = as_postgres("/usr/lib/postgresql/15/bin/postgres")
+        let mut child = as_postgres(self.0.machine.as_ref(), "/usr/lib/postgresql/15/bin/postgres")
             .arg("-D")
             .arg(main)
             .args(["-c", &format!("config_file={}", config.display())])
@@ -317,13 +320,15 @@ impl TestInit {
     }
 
     fn oneshot(&self, fd: &Arc<OwnedFd>, number: usize, id: u32, oneshot: Oneshot) {
-        assert_eq!((oneshot.uid, oneshot.gid), postgres_ids());
+        // The packet filter's program is root's; everything else is PostgreSQL's.
+        let ids = if oneshot.exec[0] == "/usr/sbin/nft" { (0, 0) } else { postgres_ids() };
+        assert_eq!((oneshot.uid, oneshot.gid), ids);
         let mut state = self.state();
         if state.oneshots.contains_key(&oneshot.name) {
             drop(state);
             return reply(fd, id, Err(Refusal::Busy(oneshot.name)));
         }
-        let mut command = as_postgres(&oneshot.exec[0]);
+        let mut command = as_postgres(self.0.machine.as_ref(), &oneshot.exec[0]);
         command.args(&oneshot.exec[1..]).current_dir(&oneshot.cwd).env_clear().envs(oneshot.env);
         command.env("PATH", "/usr/bin:/bin").env("LANG", "C.UTF-8").stdin(Stdio::null());
         let mut child = piped(command);

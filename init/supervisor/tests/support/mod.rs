@@ -11,6 +11,7 @@
 
 pub(crate) mod cluster;
 pub(crate) mod init;
+pub(crate) mod lan;
 #[path = "../../../guard/tests/support/library.rs"]
 pub(crate) mod library;
 pub(crate) mod pair;
@@ -26,6 +27,7 @@ use dyad_api::client::Client;
 use dyad_api::operator::{Call, Credentials, Protection, Status};
 
 use init::TestInit;
+use lan::Machine;
 
 /// For anything that must happen: a loaded machine may take long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
@@ -47,8 +49,11 @@ enable_seqscan = "off"
 owner = "app"
 "#;
 
-/// `program` as the system user `postgres` in a network of its own.
-pub(crate) fn as_postgres(program: &str) -> Command {
+/// `program` as the system user `postgres` in a network of its own, or in that of a machine.
+pub(crate) fn as_postgres(machine: Option<&Machine>, program: &str) -> Command {
+    if let Some(machine) = machine {
+        return machine.command(program);
+    }
     if std::env::var_os(INSIDE).is_some() {
         return Command::new(program);
     }
@@ -81,11 +86,17 @@ pub(crate) struct Node {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) init: TestInit,
     pub(crate) supervisor: Option<Child>,
+    machine: Option<Machine>,
 }
 
 impl Node {
     /// With this site file; nothing runs yet.
     pub(crate) fn new(site: Option<&str>) -> Self {
+        Self::on(None, site)
+    }
+
+    /// On a machine with a network of its own.
+    pub(crate) fn on(machine: Option<Machine>, site: Option<&str>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         for path in ["run/dyad", "state", "data/pg", "efi/dyad", "etc", "usr/lib/dyad", "dev"] {
@@ -98,8 +109,12 @@ impl Node {
         if let Some(site) = site {
             fs::write(dir.path().join("efi/dyad/site.toml"), site).unwrap();
         }
-        let init = TestInit::start(dir.path());
-        Self { dir, init, supervisor: None }
+        if machine.is_some() {
+            fs::create_dir_all(dir.path().join("usr/sbin")).unwrap();
+            std::os::unix::fs::symlink("/usr/sbin/nft", dir.path().join("usr/sbin/nft")).unwrap();
+        }
+        let init = TestInit::start(dir.path(), machine.clone());
+        Self { dir, init, supervisor: None, machine }
     }
 
     pub(crate) fn path(&self, path: &str) -> PathBuf {
@@ -110,7 +125,7 @@ impl Node {
     pub(crate) fn start(&mut self) {
         assert!(self.supervisor.is_none());
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("supervisor.log")).unwrap();
-        let child = as_postgres(env!("CARGO_BIN_EXE_supervisor"))
+        let child = as_postgres(self.machine.as_ref(), env!("CARGO_BIN_EXE_supervisor"))
             .args(["--root".as_ref(), self.dir.path().as_os_str()])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -178,7 +193,7 @@ impl Node {
         database: &str,
         statement: &str,
     ) -> Result<String, String> {
-        let mut command = as_postgres("/usr/lib/postgresql/15/bin/psql");
+        let mut command = as_postgres(self.machine.as_ref(), "/usr/lib/postgresql/15/bin/psql");
         command.args(["-X", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", database, "-c", statement, "-h"]);
         command.arg(self.path("run/postgresql"));
         match role {
