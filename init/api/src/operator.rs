@@ -44,18 +44,18 @@ pub enum Call {
     /// Ordered shutdown and restart.
     Reboot,
     /// Why the database is not better protected: lines, the nearest cause first.
-    Why,
-    /// Hand the database to the other node; answered by `{}` once the order is taken. On its holder only.
-    SwitchOver,
-    /// This node hands over what it holds and takes nothing, until [`Call::Undrain`] or its supervisor's next start.
-    Drain,
+    Why(ResourceName),
+    /// Hand the database to the other node; answered by `{}` once its holder has taken the order.
+    SwitchOver(SwitchOver),
+    /// A node hands over what it holds and takes nothing, until [`Call::Undrain`] or its supervisor's next start.
+    Drain(NodeName),
     /// The end of a drain; nothing moves back.
-    Undrain,
+    Undrain(NodeName),
     /// No automatic moves for a while.
     Freeze(Freeze),
     /// Take the database from the other node by force.
     TakeOver(TakeOver),
-    /// What this node did for the database, oldest first; answered by a list of [`EventRow`].
+    /// What a node did for the database, oldest first; answered by a list of [`EventRow`].
     Events(Events),
     /// The packet filter of this node; answered by [`FirewallRules`].
     Firewall,
@@ -82,6 +82,36 @@ pub struct Logs {
     pub service: Option<String>,
 }
 
+/// Names a replicated thing.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResourceName {
+    /// As in `status`; `None`: `pg/main`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource: Option<String>,
+}
+
+/// Names a node.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeName {
+    /// As in `status`; `None`: the one that is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+}
+
+/// A planned move.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SwitchOver {
+    /// What moves; `None`: `pg/main`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource: Option<String>,
+    /// Where to; `None`: to the node that does not hold it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+}
+
 /// For how long.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -97,6 +127,9 @@ pub const FREEZE_SECONDS_MAX: u32 = 86_400;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TakeOver {
+    /// What is taken; `None`: `pg/main`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource: Option<String>,
     /// The operator has made sure that the other node is off; without it the answer is what the take-over may cost.
     pub peer_is_off: bool,
 }
@@ -107,6 +140,9 @@ pub struct TakeOver {
 pub struct Events {
     /// The last so many, at most [`LOG_LINES_MAX`].
     pub lines: u32,
+    /// Of this node; `None`: the one that is asked. Of the other one there is a copy, also while it is away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
 }
 
 /// A step of a node for the database.
@@ -273,6 +309,9 @@ pub struct NodeSection {
     pub name: String,
     /// Cluster name from the site file.
     pub cluster: Option<String>,
+    /// Its key, by which operators on other machines know it (`ed25519:` and hexadecimal digits).
+    #[serde(default)]
+    pub key: Option<String>,
     /// What the site file is, or that there is none.
     pub site: String,
     /// What PID 1 booted; `None` until it has said so.

@@ -10,6 +10,7 @@ pub mod conformance;
 pub mod frame;
 pub mod identity;
 pub mod link;
+pub mod operator;
 pub mod secret;
 pub mod server;
 pub mod tls;

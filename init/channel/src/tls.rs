@@ -20,6 +20,8 @@ pub enum Speaks {
     Witness,
     /// Node to node.
     Peer,
+    /// Operator to node.
+    Operator,
 }
 
 impl Speaks {
@@ -27,6 +29,7 @@ impl Speaks {
         let name: &[u8] = match self {
             Speaks::Witness => b"dyad-witness",
             Speaks::Peer => b"dyad-peer",
+            Speaks::Operator => b"dyad-operator",
         };
         vec![name.to_vec()]
     }

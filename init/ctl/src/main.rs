@@ -1,10 +1,11 @@
-//! `dyadctl`: asks the supervisor of this machine, tells the operator.
+//! `dyadctl`: asks the supervisor of this machine, or with a key that of another, tells the operator.
 //!
 //! Exit status: 0 done; 1 refused or failed, the reason on standard error; 2 usage.
 
+mod remote;
 mod show;
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,13 +14,15 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use dyad_api::client::{CallError, Client};
 use dyad_api::operator::{
-    Call, Credentials, EventRow, Events, FirewallRules, Freeze, LogLine, Logs, SOCKET, ServiceName, ServiceRow, Status,
-    TakeOver,
+    Call, Credentials, EventRow, Events, FirewallRules, Freeze, LogLine, Logs, NodeName, ResourceName,
+    SOCKET, ServiceName, ServiceRow, Status, SwitchOver, TakeOver,
 };
 use serde_json::Value;
 
 /// Longest wait for a reply: `logs` reads the journal page by page.
 const REPLY_DEADLINE: Duration = Duration::from_secs(60);
+/// The database, the one replicated thing of every pair.
+const RESOURCE: &str = "pg/main";
 /// Between two looks of `status --watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -29,6 +32,15 @@ struct Cli {
     /// Socket of the supervisor
     #[arg(long, default_value = SOCKET, value_name = "PATH")]
     socket: PathBuf,
+    /// Ask a node from another machine: its address, with a port unless it is the usual one
+    #[arg(long, value_name = "ADDRESS", requires = "key", requires = "node_key")]
+    node: Option<String>,
+    /// File with the operator's key, whose public half is in the site file; made when it is not there
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// The node's key, as `status` shows it there
+    #[arg(long, value_name = "ed25519:HEX")]
+    node_key: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -80,13 +92,30 @@ enum Command {
         service: Option<String>,
     },
     /// Why the database is not better protected, the nearest cause first
-    Why,
+    Why {
+        /// What is protected
+        #[arg(default_value = RESOURCE)]
+        resource: String,
+    },
     /// Hand the database to the other node
-    Switchover,
-    /// Hand over what this node holds, and take nothing until `undrain`
-    Drain,
+    Switchover {
+        /// What moves
+        #[arg(default_value = RESOURCE)]
+        resource: String,
+        /// Where to
+        #[arg(long, value_name = "NODE")]
+        to: Option<String>,
+    },
+    /// A node hands over what it holds, and takes nothing until `undrain`
+    Drain {
+        /// Without it the node that is asked
+        node: Option<String>,
+    },
     /// The end of a drain; nothing moves back
-    Undrain,
+    Undrain {
+        /// Without it the node that is asked
+        node: Option<String>,
+    },
     /// No automatic moves for a while
     Freeze {
         /// How long; 0 ends it
@@ -95,16 +124,24 @@ enum Command {
     },
     /// Take the database from the other node by force; without the flag, say what that may cost
     Takeover {
+        /// What is taken
+        #[arg(default_value = RESOURCE)]
+        resource: String,
         /// You have looked: the other machine is switched off
         #[arg(long)]
         i_verified_peer_is_off: bool,
     },
-    /// What this node did for the database
+    /// What a node did for the database
     Events {
+        /// Without it the node that is asked; of the other one it has a copy
+        #[arg(long)]
+        node: Option<String>,
         /// How many
         #[arg(short = 'n', long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
         lines: u32,
     },
+    /// The public half of the operator's key (`--key FILE`), as the site file takes it
+    Key,
     /// The rules of the packet filter, made from the site file
     Firewall,
     /// Stop everything in order and switch the machine off
@@ -115,13 +152,22 @@ enum Command {
 
 fn main() -> ExitCode {
     // clap itself ends with 2 on wrong usage and with 0 after --help.
-    let Cli { socket, command } = Cli::parse();
-    let done = UnixStream::connect(&socket)
-        .map_err(|error| format!("{}: {error}; is the supervisor up, and are you root?", socket.display()))
-        .and_then(|stream| {
-            stream.set_read_timeout(Some(REPLY_DEADLINE)).map_err(|error| error.to_string())?;
-            run(&mut Client::new(stream, 1), command)
-        });
+    let cli = Cli::parse();
+    let done = match (&cli.command, &cli.node) {
+        (Command::Key, _) => {
+            remote::public_key(cli.key.as_deref()).and_then(|key| print(&format!("{key}\n")))
+        }
+        (_, Some(node)) => remote::connect(node, cli.key.as_deref(), cli.node_key.as_deref())
+            .and_then(|stream| run(&mut Client::new(stream, 1), cli.command)),
+        (_, None) => UnixStream::connect(&cli.socket)
+            .map_err(|error| {
+                format!("{}: {error}; is the supervisor up, and are you root?", cli.socket.display())
+            })
+            .and_then(|stream| {
+                stream.set_read_timeout(Some(REPLY_DEADLINE)).map_err(|error| error.to_string())?;
+                run(&mut Client::new(stream, 1), cli.command)
+            }),
+    };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
@@ -131,7 +177,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(client: &mut Client<UnixStream>, command: Command) -> Result<(), String> {
+fn run(client: &mut Client<impl Read + Write>, command: Command) -> Result<(), String> {
     let text = |error: CallError| error.to_string();
     let named = |name| ServiceName { name };
     match command {
@@ -149,24 +195,29 @@ fn run(client: &mut Client<UnixStream>, command: Command) -> Result<(), String> 
             let lines: Vec<LogLine> = client.call(Call::Logs(Logs { lines, service })).map_err(text)?;
             print(&show::logs(&lines))
         }
-        Command::Why => {
-            let lines: Vec<String> = client.call(Call::Why).map_err(text)?;
+        Command::Why { resource } => {
+            let resource = Some(resource);
+            let lines: Vec<String> = client.call(Call::Why(ResourceName { resource })).map_err(text)?;
             print(&lines.iter().map(|line| format!("{line}\n")).collect::<String>())
         }
-        Command::Events { lines } => {
-            let rows: Vec<EventRow> = client.call(Call::Events(Events { lines })).map_err(text)?;
+        Command::Events { node, lines } => {
+            let rows: Vec<EventRow> = client.call(Call::Events(Events { lines, node })).map_err(text)?;
             print(&show::events(&rows))
         }
+        // Answered without a node.
+        Command::Key => Ok(()),
         Command::Firewall => {
             let FirewallRules { state, rules } = client.call(Call::Firewall).map_err(text)?;
             print(&format!("# {state}\n{rules}"))
         }
-        Command::Switchover => order(client, Call::SwitchOver),
-        Command::Drain => order(client, Call::Drain),
-        Command::Undrain => order(client, Call::Undrain),
+        Command::Switchover { resource, to } => {
+            order(client, Call::SwitchOver(SwitchOver { resource: Some(resource), to }))
+        }
+        Command::Drain { node } => order(client, Call::Drain(NodeName { node })),
+        Command::Undrain { node } => order(client, Call::Undrain(NodeName { node })),
         Command::Freeze { seconds } => order(client, Call::Freeze(Freeze { seconds })),
-        Command::Takeover { i_verified_peer_is_off: peer_is_off } => {
-            order(client, Call::TakeOver(TakeOver { peer_is_off }))
+        Command::Takeover { resource, i_verified_peer_is_off: peer_is_off } => {
+            order(client, Call::TakeOver(TakeOver { resource: Some(resource), peer_is_off }))
         }
         Command::Start { service } => order(client, Call::Start(named(service))),
         Command::Stop { service } => order(client, Call::Stop(named(service))),
@@ -176,11 +227,11 @@ fn run(client: &mut Client<UnixStream>, command: Command) -> Result<(), String> 
     }
 }
 
-fn order(client: &mut Client<UnixStream>, call: Call) -> Result<(), String> {
+fn order(client: &mut Client<impl Read + Write>, call: Call) -> Result<(), String> {
     client.call::<Value>(call).map(drop).map_err(|error| error.to_string())
 }
 
-fn status(client: &mut Client<UnixStream>, json: bool) -> Result<String, String> {
+fn status(client: &mut Client<impl Read + Write>, json: bool) -> Result<String, String> {
     let status: Value = client.call(Call::Status).map_err(|error| error.to_string())?;
     in_form::<Status>(status, json, show::status)
 }
@@ -200,7 +251,7 @@ fn in_form<T: serde::de::DeserializeOwned>(
     Ok(words(&answer))
 }
 
-fn watch(client: &mut Client<UnixStream>, json: bool) -> Result<(), String> {
+fn watch(client: &mut Client<impl Read + Write>, json: bool) -> Result<(), String> {
     let mut last = String::new();
     loop {
         let text = status(client, json)?;

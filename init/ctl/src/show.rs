@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
-use dyad_api::operator::{Credentials, EventRow, ImageSection, LogLine, Protection, ServiceRow, Status};
+use dyad_api::operator::{
+    Credentials, EventRow, ImageSection, LogLine, NodeRow, Protection, ServiceRow, Status, VipRow,
+};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -12,11 +14,20 @@ fn members(status: &Status) -> Vec<(&'static str, String)> {
         return Vec::new();
     }
     let up = |up: bool| if up { "" } else { ", not up" };
-    let nodes = status.nodes.iter().map(|row| ("member", format!("{} {}{}", row.name, row.role, up(row.up))));
+    let lag = |row: &NodeRow| match row.lag_bytes {
+        Some(bytes) if row.role == "standby" => format!(", {bytes} bytes behind"),
+        Some(_) | None => String::new(),
+    };
+    let member = |row: &NodeRow| format!("{} {}{}{}", row.name, row.role, up(row.up), lag(row));
+    let nodes = status.nodes.iter().map(|row| ("member", member(row)));
+    let vip = |row: &VipRow| {
+        joined(&format!("{} at {}", row.address, row.holder.as_deref().unwrap_or("nobody")), &row.note)
+    };
+    let vips = status.vips.iter().map(|row| ("address", vip(row)));
     let of = |row: &dyad_api::operator::ResourceRow| {
         format!("{}: {} of {}, epoch {}", row.name, row.mode, row.holder, row.epoch)
     };
-    nodes.chain(status.resources.iter().map(|row| ("authority", of(row)))).collect()
+    nodes.chain(status.resources.iter().map(|row| ("authority", of(row)))).chain(vips).collect()
 }
 
 /// One step a line.
@@ -47,6 +58,9 @@ pub(crate) fn status(status: &Status) -> String {
         writeln!(out, "{name:<14}{text}").expect("writing to a String does not fail");
     };
     line("node", &node.name);
+    if let Some(key) = &node.key {
+        line("key", key);
+    }
     line("cluster", node.cluster.as_deref().unwrap_or("none"));
     line("site file", &node.site);
     match &node.image {

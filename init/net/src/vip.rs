@@ -67,7 +67,9 @@ impl Netlink {
         if address.is_ipv6() {
             // It was asked for already, and must not wait a second for the kernel to ask again.
             message.header.flags = rtnetlink::packet_route::address::AddressHeaderFlags::Nodad;
-            message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad | AddressFlags::Noprefixroute));
+            message
+                .attributes
+                .push(AddressAttribute::Flags(AddressFlags::Nodad | AddressFlags::Noprefixroute));
             // Deprecated: answers, and is nobody's choice for a new connection.
             let mut cache = CacheInfo::default();
             (cache.ifa_preferred, cache.ifa_valid) = (0, u32::MAX);

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use dyad_api::control::{CAPTURE_MAX, ExitStatus, Oneshot};
+use dyad_channel::operator::PORT as OPERATORS;
 use dyad_spec::IpNet;
 use dyad_spec::site::{Node, Site};
 use tokio::sync::watch;
@@ -28,8 +29,6 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 const MEMBERS: &str = "7400-7409";
 /// Where operators and balancers ask how a node is.
 pub(crate) const HTTP: u16 = 8008;
-/// Where operators with a key speak to a node.
-pub(crate) const OPERATORS: u16 = 7402;
 
 /// What became of the rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,7 +56,9 @@ enum ApplyError {
     Run(#[from] Pid1Error),
     #[error("{NFT} refuses the rules: {0}")]
     Refused(String),
-    #[error("this image has no {NFT} (overlay nftables): nothing is filtered, and no virtual address can be used")]
+    #[error(
+        "this image has no {NFT} (overlay nftables): nothing is filtered, and no virtual address can be used"
+    )]
     Missing,
 }
 
@@ -111,7 +112,10 @@ fn filter(out: &mut String, site: &Site, node: &Node) {
     let others = site.nodes.iter().filter(|other| other.name != node.name);
     let peers: Vec<IpNet> = others
         .flat_map(|other| &other.addresses)
-        .map(|address| IpNet { prefix: if address.address.address.is_ipv4() { 32 } else { 128 }, ..address.address })
+        .map(|address| IpNet {
+            prefix: if address.address.address.is_ipv4() { 32 } else { 128 },
+            ..address.address
+        })
         .collect();
     let declared: Vec<IpNet> = site.postgresql.access.iter().map(|access| access.network).collect();
     let clients = if declared.is_empty() { &own } else { &declared };
@@ -137,7 +141,7 @@ fn filter(out: &mut String, site: &Site, node: &Node) {
         }
     };
     let database = site.postgresql.port.to_string();
-    from(&peers, &format!("{{ {}, {database} }}", crate::driver::PORT));
+    from(&peers, &format!("{{ {}, {OPERATORS}, {database} }}", crate::driver::PORT));
     from(clients, &database);
     from(clients, &HTTP.to_string());
     from(&own, &HTTP.to_string());
@@ -218,7 +222,8 @@ mod tests {
     #[test]
     fn a_site_comes_to_these_rules() {
         let text = include_str!("../tests/golden/firewall.toml");
-        let site = Site::parse(Source::new("site.toml", text.to_owned())).unwrap_or_else(|found| panic!("{}", found.render(false)));
+        let site = Site::parse(Source::new("site.toml", text.to_owned()))
+            .unwrap_or_else(|found| panic!("{}", found.render(false)));
         assert_eq!(rules(&site, &site.nodes[0]), include_str!("../tests/golden/firewall.nft"));
     }
 }

@@ -2,19 +2,24 @@
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::rc::Rc;
 
 use dyad_api::control::PhaseState;
 use dyad_api::operator::{NetworkSection, PORT};
+use dyad_channel::client::{Client, Limits};
+use dyad_channel::operator::FRAME_BYTES_MAX;
+use dyad_channel::tls::{self, Speaks, Trust};
+use dyad_channel::{Identity, PublicKey};
 use dyad_spec::site::{Node, Profile};
 use tokio::sync::watch;
 use tokio::task::{LocalSet, spawn_local};
 
-use crate::driver::{Driver, Membership, Shown};
+use crate::driver::{self, Driver, Membership, Shown};
 use crate::files::{self, FileError};
 use crate::firewall::{self, Firewall};
 use crate::notify::Notify;
-use crate::operator::{self, Context, Declared};
+use crate::operator::{self, Context, Declared, Keys};
 use crate::paths::Paths;
 use crate::pg::Owner;
 use crate::pg::crashes::Crashes;
@@ -22,8 +27,11 @@ use crate::pg::manager::{Manager, PgState};
 use crate::pg::probe;
 use crate::pid1::Pid1;
 use crate::site::Loaded;
-use crate::status::Identity;
+use crate::status::Identity as Named;
 use crate::{http, log, network};
+
+/// Questions to the other node: its operators' own, and pieces of the event log.
+const PEER: Limits = Limits { call_ms: 5_000, frame_bytes_max: FRAME_BYTES_MAX, waiting_max: 4 };
 
 /// Why the supervisor cannot run at all. PID 1 starts it again.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +76,7 @@ async fn serve(paths: Rc<Paths>) -> Result<Infallible, StartError> {
         network,
         firewall,
         pair: pair.clone(),
+        peer: RefCell::new(None),
         execs: Cell::new(0),
     });
     spawn_local(operator::serve_socket(listener, Rc::clone(&context)));
@@ -86,7 +95,9 @@ async fn serve(paths: Rc<Paths>) -> Result<Infallible, StartError> {
         Ok(None) | Err(_) => identify(&paths, &site).await,
     };
     let (names, network) = network::of(site.site().zip(node.as_ref()));
-    let identity = Identity {
+    let key = remote(&context, &site, member.as_ref().ok().and_then(Option::as_ref));
+    let identity = Named {
+        key: key.map(|key| format!("ed25519:{}", crate::status::hex(&key.0))),
         name: names.hostname.clone(),
         cluster: site.site().map(|site| site.cluster.clone()),
         nodes: site.site().map_or(1, |site| site.nodes.len()),
@@ -107,6 +118,40 @@ async fn serve(paths: Rc<Paths>) -> Result<Infallible, StartError> {
     let parts = Parts { paths, pid1, wanted, state: pg_state, shown, pair };
     start_database(parts, site, member)?;
     tell_status(&notify, pg).await
+}
+
+/// Starts what answers operators on other machines, and asks the other node; this node's key. Without a state partition
+/// there is none.
+fn remote(context: &Rc<Context>, site: &Loaded, member: Option<&Membership>) -> Option<PublicKey> {
+    let known = |error: &dyn std::fmt::Display| tracing::warn!(%error, "this node's key");
+    let path = driver::identity_path(&context.paths).inspect_err(|error| known(error)).ok()?;
+    let identity = Identity::load_or_make(&path).inspect_err(|error| known(error)).ok()?;
+    let public = identity.public();
+    if let Some(member) = member {
+        let peer = &member.peer;
+        match tls::client(&identity, Trust::Pinned(vec![peer.public()]), Speaks::Operator) {
+            Ok(tls) => {
+                let client =
+                    Client::new(SocketAddr::new(peer.address.ip(), dyad_channel::operator::PORT), tls, PEER);
+                let client = Rc::new(client);
+                context.peer.replace(Some(Rc::clone(&client)));
+                spawn_local(driver::send_copies(driver::events_dir(&context.paths), client));
+            }
+            Err(error) => known(&error),
+        }
+    }
+    let operators = site.site().map(|site| &site.operators).into_iter().flatten();
+    let keys = Keys {
+        operators: operators.map(|one| (one.name.clone(), PublicKey(one.key))).collect(),
+        peer: member.map(|member| member.peer.public()),
+    };
+    let context = Rc::clone(context);
+    spawn_local(async move {
+        if let Err(error) = operator::serve_remote(identity, keys, context).await {
+            tracing::error!(%error, "answer operators on other machines");
+        }
+    });
+    Some(public)
 }
 
 /// The site file, once the phase that mounts it has ended. A machine whose PID 1 has no such phase has no ESP.

@@ -18,6 +18,8 @@ pub(crate) struct Identity {
     pub(crate) name: String,
     /// Cluster name of the site file.
     pub(crate) cluster: Option<String>,
+    /// Its public key, once it has one.
+    pub(crate) key: Option<String>,
     /// What the site file is, or that there is none.
     pub(crate) site: String,
     /// Nodes in the site file.
@@ -58,6 +60,7 @@ pub(crate) fn status(sources: Sources<'_>) -> Status {
         node: NodeSection {
             name: name.clone(),
             cluster: identity.cluster.clone(),
+            key: identity.key.clone(),
             site: identity.site.clone(),
             image: boot.map(image),
             phases: view.phases.iter().map(phase_row).collect(),
@@ -114,7 +117,7 @@ fn image(boot: BootInfo) -> ImageSection {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -185,7 +188,7 @@ mod tests {
     use super::*;
 
     fn protection_of(nodes: usize, serving: bool) -> (Protection, String) {
-        let identity = Identity { name: "a".into(), cluster: None, site: String::new(), nodes };
+        let identity = Identity { name: "a".into(), cluster: None, key: None, site: String::new(), nodes };
         protection(&identity, &PgState { serving, ..PgState::default() })
     }
 

@@ -19,9 +19,9 @@ use crate::files::{self, Access, FileError};
 /// Entries that wait for the disk at most; more are lost, and the log goes on with a snapshot.
 const WAITING_MAX: usize = 4_096;
 /// Longest file.
-const FILE_BYTES_MAX: u64 = 8 << 20;
+pub(crate) const FILE_BYTES_MAX: u64 = 8 << 20;
 /// Files kept, the oldest are removed.
-const FILES_MAX: usize = 8;
+pub(crate) const FILES_MAX: usize = 8;
 /// An action waits this long for what led to it to be on disk, and then goes on: the log explains, it decides nothing.
 const FLUSH_WAIT: Duration = Duration::from_secs(1);
 

@@ -29,7 +29,9 @@ pub(crate) async fn keep(pg: Rc<Postgres>, seen: watch::Receiver<View>, state: w
         // No turn is taken: what the files should say is known at every moment, and nothing may wait for a role's commit,
         // which itself may wait for the standby.
         let repaired = match pg.server.repair().await {
-            Ok(repaired) if phase.admits() => pg.server.repair_roles().await.map(|roles| [repaired, roles].concat()),
+            Ok(repaired) if phase.admits() => {
+                pg.server.repair_roles().await.map(|roles| [repaired, roles].concat())
+            }
             other => other,
         };
         match repaired {
@@ -38,7 +40,7 @@ pub(crate) async fn keep(pg: Rc<Postgres>, seen: watch::Receiver<View>, state: w
             Err(error) => tracing::info!(%error, "look for drift"),
         }
         looks = looks.wrapping_add(1);
-        if phase == Phase::Following && looks.is_multiple_of(SLOT_LOOKS) {
+        if phase == Phase::Following && looks % SLOT_LOOKS == 0 {
             if let Err(error) = pg.server.advance_slot().await {
                 tracing::info!(%error, "move the slot on");
             }

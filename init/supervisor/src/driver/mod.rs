@@ -4,6 +4,7 @@
 
 mod arbiter;
 mod clients;
+mod copies;
 mod flights;
 mod hands;
 mod history;
@@ -30,12 +31,12 @@ use dyad_channel::Identity;
 use dyad_channel::identity::IdentityError;
 use dyad_channel::tls::TlsError;
 use dyad_channel::witness::Statement;
+use dyad_cluster::action::VipId;
 use dyad_cluster::event::{Command, Event};
 use dyad_cluster::eventlog::Entry;
+use dyad_cluster::gate::Vip;
 use dyad_cluster::phase::Phase;
 use dyad_cluster::types::{BootId, Node, ResourceId};
-use dyad_cluster::action::VipId;
-use dyad_cluster::gate::Vip;
 use dyad_cluster::{Config, Found, Mutations, Running, State, Voting};
 use dyad_spec::site::{Site, WithoutWitness};
 use tokio::sync::{mpsc, watch};
@@ -59,7 +60,9 @@ use run::{EVENTS_MAX, Loop, View};
 use shown::{Facts, Screen};
 use vips::Vips;
 
+pub(crate) use copies::{copies_dir, keep_copy, send as send_copies};
 pub(crate) use history::history;
+pub(crate) use membership::identity_path;
 pub use membership::{Member, Membership, MembershipError};
 pub use peer::PORT;
 pub(crate) use shown::{Role, Shown};
@@ -205,7 +208,10 @@ impl Driver {
             resources: vec![DATABASE],
             vms: Vec::new(),
             memory_mib: [0; 2],
-            vips: (0..).zip(&self.site.vips).map(|(at, _)| Vip { id: VipId(at), resource: DATABASE }).collect(),
+            vips: (0..)
+                .zip(&self.site.vips)
+                .map(|(at, _)| Vip { id: VipId(at), resource: DATABASE })
+                .collect(),
             mutations: Mutations::default(),
         }
     }

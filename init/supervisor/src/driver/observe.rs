@@ -79,11 +79,7 @@ struct Links {
 }
 
 /// Tells how the replication link stands.
-pub(crate) async fn links(
-    pg: Rc<Postgres>,
-    events: mpsc::Sender<Event>,
-    shown: watch::Sender<Replication>,
-) {
+pub(crate) async fn links(pg: Rc<Postgres>, events: mpsc::Sender<Event>, shown: watch::Sender<Replication>) {
     let (session, told) = (None, None);
     let mut links =
         Links { pg, events, shown, session, told, standby: false, blind_since: None, idle_since: None };
@@ -98,9 +94,9 @@ pub(crate) async fn links(
         match links.look().await {
             Ok(seen) => {
                 (links.standby, links.blind_since) = (seen.standby, None);
-                links.shown.send_if_modified(|shown| {
-                    std::mem::replace(shown, seen.replication) != seen.replication
-                });
+                links
+                    .shown
+                    .send_if_modified(|shown| std::mem::replace(shown, seen.replication) != seen.replication);
                 let link = if seen.up { Link::AtHead } else { Link::Down };
                 links.tell(link, moves).await;
                 links.notice_stuck(&seen).await;
@@ -233,9 +229,8 @@ pub(crate) async fn condition(
             }
         }
         // A sender that is gone tells nothing any more; the volume is looked at all the same.
-        match timeout(ROOM, clients.changed()).await {
-            Ok(Err(_)) => sleep(ROOM).await,
-            Ok(Ok(())) | Err(_) => {}
+        if let Ok(Err(_)) = timeout(ROOM, clients.changed()).await {
+            sleep(ROOM).await;
         }
     }
 }

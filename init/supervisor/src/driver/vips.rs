@@ -223,13 +223,7 @@ impl Keeper {
         self.asked.spawn(async move { (at, question, free(&vip, &netlink).await) });
     }
 
-    async fn answered(
-        &mut self,
-        at: usize,
-        question: u64,
-        answer: Result<Port, VipError>,
-        wanted: &Wanted,
-    ) {
+    async fn answered(&mut self, at: usize, question: u64, answer: Result<Port, VipError>, wanted: &Wanted) {
         if !matches!(self.stages[at], Stage::Asked(asked) if asked == question) {
             return;
         }

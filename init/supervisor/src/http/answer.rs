@@ -43,12 +43,14 @@ enum Method {
 impl Request {
     /// `None`: its head has not ended yet.
     pub(super) fn parse(head: &[u8]) -> Result<Option<Self>, Response> {
-        let ended = head.windows(4).any(|four| four == b"\r\n\r\n") || head.windows(2).any(|two| two == b"\n\n");
+        let ended =
+            head.windows(4).any(|four| four == b"\r\n\r\n") || head.windows(2).any(|two| two == b"\n\n");
         if !ended {
             return Ok(None);
         }
         let line = head.split(|byte| *byte == b'\n').next().unwrap_or_default();
-        let refuse = || Response::text(400, "accepted: GET, HEAD or OPTIONS, a path, HTTP/1.0 or HTTP/1.1\n".into());
+        let refuse =
+            || Response::text(400, "accepted: GET, HEAD or OPTIONS, a path, HTTP/1.0 or HTTP/1.1\n".into());
         let line = std::str::from_utf8(line).map_err(|_| refuse())?;
         let words: Vec<&str> = line.split_ascii_whitespace().collect();
         let [method, target, version] = words[..] else { return Err(refuse()) };
@@ -66,7 +68,10 @@ impl Request {
     }
 
     fn parameter(&self, name: &str) -> Option<&str> {
-        self.query.split('&').find_map(|pair| pair.split_once('=').filter(|(n, _)| *n == name)).map(|(_, v)| v)
+        self.query
+            .split('&')
+            .find_map(|pair| pair.split_once('=').filter(|(n, _)| *n == name))
+            .map(|(_, v)| v)
     }
 }
 
@@ -109,7 +114,9 @@ impl Response {
 /// The answer to a request.
 pub(super) fn answer(request: &Request, facts: &Facts) -> Response {
     let mut response = match &*request.path {
-        "/metrics" => Response { kind: "text/plain; version=0.0.4", ..Response::text(200, metrics::text(facts)) },
+        "/metrics" => {
+            Response { kind: "text/plain; version=0.0.4", ..Response::text(200, metrics::text(facts)) }
+        }
         path => match holds(path, request, facts) {
             Some(Ok(holds)) => {
                 let body = format!("{}\n", body(facts));
@@ -126,7 +133,9 @@ pub(super) fn answer(request: &Request, facts: &Facts) -> Response {
 /// Whether what a path asks is so; `None`: it asks nothing.
 fn holds(path: &str, request: &Request, facts: &Facts) -> Option<Result<bool, String>> {
     let lag = match request.parameter("lag").map(bytes) {
-        Some(None) => return Some(Err("lag: a number of bytes, or of kB, MB, GB or TB, is accepted\n".into())),
+        Some(None) => {
+            return Some(Err("lag: a number of bytes, or of kB, MB, GB or TB, is accepted\n".into()));
+        }
         Some(Some(most)) => facts.lag_bytes.is_some_and(|lag| lag <= most),
         None => true,
     };
@@ -235,7 +244,8 @@ mod tests {
             ("/replica?lag=much", [400, 400, 400, 400]),
         ];
         for (path, wanted) in table {
-            let found = [&primary, &standby, &behind, &nothing].map(|it| ask(&format!("GET {path}"), it).status);
+            let found =
+                [&primary, &standby, &behind, &nothing].map(|it| ask(&format!("GET {path}"), it).status);
             assert_eq!(found, wanted, "{path}");
         }
     }
@@ -251,7 +261,8 @@ mod tests {
         ] {
             assert_eq!(Request::parse(head).unwrap_err().status, status, "{head:?}");
         }
-        let text = String::from_utf8(ask("OPTIONS /primary", &facts(|facts| facts.primary = true)).encode()).unwrap();
+        let text = String::from_utf8(ask("OPTIONS /primary", &facts(|facts| facts.primary = true)).encode())
+            .unwrap();
         assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.ends_with("\r\n\r\n"), "{text}");
     }
 
@@ -282,16 +293,32 @@ mod tests_support {
 
     /// A node for which only what is changed holds.
     pub(super) fn facts(change: impl FnOnce(&mut Facts)) -> Facts {
-        let row = NodeRow { name: "a".into(), role: "none".into(), up: false, timeline: Some(3), lag_bytes: Some(0) };
+        let row = NodeRow {
+            name: "a".into(),
+            role: "none".into(),
+            up: false,
+            timeline: Some(3),
+            lag_bytes: Some(0),
+        };
         let status = Status {
             protection: Protection::Protected,
             reason: String::new(),
             nodes: vec![row],
-            resources: vec![ResourceRow { name: "pg/main".into(), epoch: 7, mode: "Sync".into(), holder: "a".into() }],
-            vips: vec![VipRow { address: "192.0.2.9/24".into(), holder: Some("a".into()), note: String::new() }],
+            resources: vec![ResourceRow {
+                name: "pg/main".into(),
+                epoch: 7,
+                mode: "Sync".into(),
+                holder: "a".into(),
+            }],
+            vips: vec![VipRow {
+                address: "192.0.2.9/24".into(),
+                holder: Some("a".into()),
+                note: String::new(),
+            }],
             node: NodeSection {
                 name: "a".into(),
                 cluster: None,
+                key: None,
                 site: String::new(),
                 image: None,
                 phases: Vec::new(),

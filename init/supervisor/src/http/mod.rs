@@ -83,7 +83,10 @@ async fn one(mut stream: TcpStream, context: &Context) -> io::Result<()> {
             Ok(Some(request)) => break answer::answer(&request, &context.facts().await),
             Err(response) => break response,
             Ok(None) if head.len() >= HEAD_BYTES_MAX => {
-                break Response::text(431, format!("the head of a request has at most {HEAD_BYTES_MAX} bytes\n"));
+                break Response::text(
+                    431,
+                    format!("the head of a request has at most {HEAD_BYTES_MAX} bytes\n"),
+                );
             }
             Ok(None) => {}
         }

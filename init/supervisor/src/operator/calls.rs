@@ -6,9 +6,11 @@ use std::rc::Rc;
 use dyad_api::control::{self, CAPTURE_MAX, ExitStatus, Oneshot, Refusal};
 use dyad_api::line::TooLong;
 use dyad_api::operator::{
-    Call, CredentialRow, Credentials, Exec, ExecResult, Failure, FailureKind, FirewallRules, LOG_LINES_MAX, NetworkSection,
-    Reply, Request, Status,
+    Call, CredentialRow, Credentials, Exec, ExecResult, Failure, FailureKind, FirewallRules, LOG_LINES_MAX,
+    NetworkSection, Reply, Request, Status,
 };
+use dyad_channel::client::Client;
+use dyad_channel::operator::{Ask, Told};
 use dyad_spec::site::Postgresql;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -40,9 +42,20 @@ impl Declared {
     pub(crate) fn unknown() -> Self {
         let name = dyad_net::UNNAMED.to_owned();
         let site = "not read yet: the disk that it is on is being made ready".to_owned();
-        let identity = Identity { name, cluster: None, site, nodes: 1 };
+        let identity = Identity { name, cluster: None, key: None, site, nodes: 1 };
         Self { identity, postgresql: Loaded::Absent.postgresql() }
     }
+}
+
+/// Who asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Caller {
+    /// Root on this machine, or whoever holds its console.
+    Local,
+    /// Somebody with a key of the site file.
+    Operator(String),
+    /// The other node, for one of its own callers.
+    Peer,
 }
 
 /// Everything that calls read or act on.
@@ -57,6 +70,8 @@ pub(crate) struct Context {
     pub(crate) firewall: watch::Receiver<Firewall>,
     /// `None`: this node is not paired.
     pub(crate) pair: watch::Receiver<Option<Shown>>,
+    /// The other node's operator protocol, once this one is paired.
+    pub(crate) peer: RefCell<Option<Rc<Client<Ask, Told>>>>,
     /// Numbers the one-shots of `exec`, so that several can run.
     pub(crate) execs: Cell<u32>,
 }
@@ -81,21 +96,29 @@ pub(super) fn value(answer: &impl Serialize) -> Value {
 
 impl Context {
     /// Answers one line.
-    pub(crate) async fn answer(&self, line: Result<Vec<u8>, TooLong>) -> Reply {
+    pub(crate) async fn answer(&self, line: Result<Vec<u8>, TooLong>, caller: Caller) -> Reply {
         let request = match line {
             Ok(line) => Request::parse(&line),
             Err(error) => Err((0, Failure::new(FailureKind::Usage, error.to_string()))),
         };
         match request {
             Err((id, failure)) => Reply::error(id, failure),
-            Ok(Request { id, call }) => match self.call(call).await {
+            Ok(Request { id, call }) => match self.call(call, &caller).await {
                 Ok(answer) => Reply { id, ok: Some(answer), error: None },
                 Err(failure) => Reply::error(id, failure),
             },
         }
     }
 
-    async fn call(&self, call: Call) -> Result<Value, Failure> {
+    async fn call(&self, call: Call, caller: &Caller) -> Result<Value, Failure> {
+        match caller {
+            Caller::Local => {}
+            Caller::Operator(name) => tracing::info!(%name, ?call, "asked from another machine"),
+            Caller::Peer if matches!(call, Call::SwitchOver(_) | Call::Drain(_) | Call::Undrain(_)) => {}
+            Caller::Peer => {
+                return Err(Failure::new(FailureKind::Refused, "the other node does not ask this"));
+            }
+        }
         match call {
             Call::Status => Ok(value(&self.status().await)),
             Call::Services => {
@@ -108,15 +131,15 @@ impl Context {
             }
             Call::Credentials => self.credentials(),
             Call::Start(service) => {
-                self.want(&service.name, true);
+                self.want(&service.name, true)?;
                 self.order(control::Call::Start { name: service.name }).await
             }
             Call::Stop(service) => {
-                self.want(&service.name, false);
+                self.want(&service.name, false)?;
                 self.order(control::Call::Stop { name: service.name }).await
             }
             Call::Restart(service) => {
-                self.want(&service.name, true);
+                self.want(&service.name, true)?;
                 self.order(control::Call::Restart { name: service.name }).await
             }
             Call::Logs(logs) if logs.lines == 0 || logs.lines > LOG_LINES_MAX => Err(Failure::new(
@@ -129,10 +152,10 @@ impl Context {
             Call::PowerOff => self.shutdown(control::Shutdown::PowerOff).await,
             Call::Reboot => self.shutdown(control::Shutdown::Reboot).await,
             Call::Firewall => Ok(self.firewall_rules()),
-            Call::Why => self.why(),
-            Call::SwitchOver => self.switch_over().await,
-            Call::Drain => self.drain(true).await,
-            Call::Undrain => self.drain(false).await,
+            Call::Why(of) => self.why(&of),
+            Call::SwitchOver(how) => self.switch_over(how, caller).await,
+            Call::Drain(node) => self.drain(node, true, caller).await,
+            Call::Undrain(node) => self.drain(node, false, caller).await,
             Call::Freeze(freeze) => self.freeze(freeze).await,
             Call::TakeOver(how) => self.take_over(how).await,
             Call::Events(which) => self.events(which).await,
@@ -140,10 +163,19 @@ impl Context {
         }
     }
 
-    fn want(&self, service: &str, wanted: bool) {
-        if service == pg::SERVICE {
-            self.pg_wanted.send_replace(wanted);
+    /// An operator's wish about a service; PostgreSQL of a pair is nobody's to start or stop but the pair's.
+    fn want(&self, service: &str, wanted: bool) -> Result<(), Failure> {
+        if service != pg::SERVICE {
+            return Ok(());
         }
+        if self.peer.borrow().is_some() {
+            let message = "PostgreSQL of a paired node is started and stopped by the pair alone, or it would act against a \
+                 node that was stopped by hand: `dyadctl switchover` moves the database, `dyadctl drain` hands it over and \
+                 keeps this node from taking it, `dyadctl poweroff` and `dyadctl reboot` do that first by themselves";
+            return Err(Failure::new(FailureKind::Refused, message));
+        }
+        self.pg_wanted.send_replace(wanted);
+        Ok(())
     }
 
     async fn order(&self, call: control::Call) -> Result<Value, Failure> {
@@ -153,6 +185,7 @@ impl Context {
     }
 
     async fn shutdown(&self, how: control::Shutdown) -> Result<Value, Failure> {
+        self.hand_over_first().await;
         self.order(control::Call::Shutdown { how, reason: "asked for by the operator".into() }).await
     }
 
@@ -208,11 +241,19 @@ impl Context {
                 databases: owned.map(|database| database.name.clone()).collect(),
             })
         });
+        let pair = self.pair.borrow();
+        let vips = pair.iter().flat_map(|pair| &pair.vips).filter_map(|(vip, _)| vip.split_once('/'));
+        let vips: Vec<String> = vips.map(|(address, _)| address.to_owned()).collect();
         let network = self.network.borrow();
         let addresses = network.links.iter().flat_map(|link| &link.addresses);
         let addresses = addresses.filter_map(|address| Some(address.split_once('/')?.0.to_owned()));
         Ok(value(&Credentials {
-            addresses: addresses.filter(|address| !address.starts_with("fe80:")).collect(),
+            // Those that lead to the writer come first.
+            addresses: vips
+                .iter()
+                .cloned()
+                .chain(addresses.filter(|own| !own.starts_with("fe80:") && !vips.contains(own)))
+                .collect(),
             port: postgresql.port,
             roles: roles.collect(),
         }))

@@ -4,8 +4,10 @@ mod calls;
 mod journal;
 mod pair;
 mod port;
+mod remote;
 mod socket;
 
 pub(crate) use calls::{Context, Declared};
 pub(crate) use port::serve_port;
+pub(crate) use remote::{Keys, serve_remote};
 pub(crate) use socket::{listen, serve_socket};

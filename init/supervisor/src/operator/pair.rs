@@ -1,11 +1,52 @@
 //! Questions and orders about a pair.
 
-use dyad_api::operator::{Events, FREEZE_SECONDS_MAX, Failure, FailureKind, Freeze, LOG_LINES_MAX, TakeOver};
+use std::time::Duration;
+
+use dyad_api::operator::{
+    Call, Events, FREEZE_SECONDS_MAX, Failure, FailureKind, Freeze, LOG_LINES_MAX, NodeName, Reply, Request,
+    ResourceName, SwitchOver, TakeOver,
+};
+use dyad_channel::operator::{Ask, Told};
 use dyad_cluster::event::{Command, Event};
+use dyad_cluster::phase::Phase;
 use serde_json::{Value, json};
 
-use super::calls::{Context, value};
+use super::calls::{Caller, Context, value};
 use crate::driver::{self, DATABASE, Shown};
+
+const NOT_PAIRED: &str = "this node is not a member of a pair";
+/// The one replicated thing.
+const RESOURCE: &str = "pg/main";
+/// For the other node to take over before a machine goes down.
+const HAND_OVER: Duration = Duration::from_secs(30);
+
+fn known(resource: Option<&str>) -> Result<(), Failure> {
+    match resource {
+        Some(RESOURCE) | None => Ok(()),
+        Some(other) => Err(Failure::new(
+            FailureKind::Usage,
+            format!("there is no resource {other:?}; {RESOURCE:?} is accepted"),
+        )),
+    }
+}
+
+impl Shown {
+    /// One of the two.
+    fn knows(&self, name: &str) -> Result<(), Failure> {
+        if self.names.iter().any(|known| known == name) {
+            return Ok(());
+        }
+        let [a, b] = &self.names;
+        Err(Failure::new(
+            FailureKind::Usage,
+            format!("there is no node {name:?}; {a:?} and {b:?} are accepted"),
+        ))
+    }
+
+    fn own_name(&self) -> &str {
+        &self.names[self.me.index()]
+    }
+}
 
 fn refused(message: impl Into<String>) -> Failure {
     Failure::new(FailureKind::Refused, message)
@@ -13,7 +54,7 @@ fn refused(message: impl Into<String>) -> Failure {
 
 impl Context {
     fn member(&self) -> Result<Shown, Failure> {
-        self.pair.borrow().clone().ok_or_else(|| refused("this node is not a member of a pair"))
+        self.pair.borrow().clone().ok_or_else(|| refused(NOT_PAIRED))
     }
 
     async fn command(&self, command: Command) -> Result<Value, Failure> {
@@ -24,23 +65,83 @@ impl Context {
         Ok(json!({}))
     }
 
-    pub(super) fn why(&self) -> Result<Value, Failure> {
+    pub(super) fn why(&self, of: &ResourceName) -> Result<Value, Failure> {
+        known(of.resource.as_deref())?;
         Ok(value(&self.member()?.why()))
     }
 
-    pub(super) async fn switch_over(&self) -> Result<Value, Failure> {
+    pub(super) async fn switch_over(&self, how: SwitchOver, caller: &Caller) -> Result<Value, Failure> {
+        known(how.resource.as_deref())?;
         let member = self.member()?;
+        let Some(holder) = member.holder() else { return Err(refused("nobody holds the database yet")) };
+        if let Some(to) = how.to.as_deref() {
+            member.knows(to)?;
+            if to == holder {
+                return Err(refused(format!("{to} holds the database already")));
+            }
+        }
         if !member.holds() {
-            let holder = member.holder().unwrap_or("nobody");
+            return self.forward(Call::SwitchOver(how), caller).await;
+        }
+        if member.view.phase != Phase::Sync {
+            let why = member.why().join("; ");
             return Err(refused(format!(
-                "the database is held by {holder}; its holder alone can hand it over"
+                "the database can be handed over only while it is synchronous: {why}"
             )));
         }
         self.command(Command::SwitchOver(DATABASE)).await
     }
 
-    pub(super) async fn drain(&self, drained: bool) -> Result<Value, Failure> {
-        self.command(if drained { Command::Drain } else { Command::Undrain }).await
+    pub(super) async fn drain(&self, of: NodeName, drained: bool, caller: &Caller) -> Result<Value, Failure> {
+        let member = self.member()?;
+        match of.node.as_deref() {
+            Some(name) if name != member.own_name() => {
+                member.knows(name)?;
+                let call = if drained { Call::Drain(of) } else { Call::Undrain(of) };
+                self.forward(call, caller).await
+            }
+            Some(_) | None => self.command(if drained { Command::Drain } else { Command::Undrain }).await,
+        }
+    }
+
+    /// Asks the other node, which is the one to do it.
+    async fn forward(&self, call: Call, caller: &Caller) -> Result<Value, Failure> {
+        if *caller == Caller::Peer {
+            return Err(refused(
+                "the other node asked for what only it can do; what it knows is old, try again",
+            ));
+        }
+        let Some(peer) = self.peer.borrow().clone() else { return Err(refused(NOT_PAIRED)) };
+        let line = Request { id: 1, call }.to_line();
+        let unavailable = |why: String| Failure::new(FailureKind::Unavailable, why);
+        let told = peer.call(&Ask::Line(line)).await;
+        let Ok(Told::Line(reply)) = told else {
+            return Err(unavailable(format!(
+                "the other node, whose order this is, does not answer: {told:?}"
+            )));
+        };
+        let reply: Reply = serde_json::from_slice(&reply)
+            .map_err(|error| unavailable(format!("the other node's reply: {error}")))?;
+        match reply.error {
+            Some(failure) => Err(failure),
+            None => Ok(reply.ok.unwrap_or_default()),
+        }
+    }
+
+    /// Before this machine goes down: what it holds is handed over, as long as somebody can take it.
+    pub(super) async fn hand_over_first(&self) {
+        let Ok(member) = self.member() else { return };
+        if !member.holds() || member.view.phase != Phase::Sync || self.command(Command::Drain).await.is_err()
+        {
+            return;
+        }
+        let mut pair = self.pair.clone();
+        let gone = pair.wait_for(|pair| pair.as_ref().is_none_or(|member| !member.holds()));
+        if tokio::time::timeout(HAND_OVER, gone).await.is_err() {
+            tracing::warn!(
+                "the other node did not take the database over; this machine goes down all the same"
+            );
+        }
     }
 
     pub(super) async fn freeze(&self, Freeze { seconds }: Freeze) -> Result<Value, Failure> {
@@ -52,7 +153,9 @@ impl Context {
         self.command(Command::Freeze(u64::from(seconds) * 1_000)).await
     }
 
-    pub(super) async fn take_over(&self, TakeOver { peer_is_off }: TakeOver) -> Result<Value, Failure> {
+    pub(super) async fn take_over(&self, how: TakeOver) -> Result<Value, Failure> {
+        let TakeOver { resource, peer_is_off } = how;
+        known(resource.as_deref())?;
         let member = self.member()?;
         if member.holds() {
             return Err(refused("this node holds the database already"));
@@ -66,13 +169,20 @@ impl Context {
         self.command(Command::Force(DATABASE)).await
     }
 
-    pub(super) async fn events(&self, Events { lines }: Events) -> Result<Value, Failure> {
-        self.member()?;
+    pub(super) async fn events(&self, Events { lines, node }: Events) -> Result<Value, Failure> {
+        let member = self.member()?;
+        let other = match node.as_deref() {
+            Some(name) => {
+                member.knows(name)?;
+                name != member.own_name()
+            }
+            None => false,
+        };
         if lines == 0 || lines > LOG_LINES_MAX {
             let message = format!("lines: {lines} is out of bounds; 1 to {LOG_LINES_MAX} are accepted");
             return Err(Failure::new(FailureKind::Usage, message));
         }
-        let dir = driver::events_dir(&self.paths);
+        let dir = if other { driver::copies_dir(&self.paths) } else { driver::events_dir(&self.paths) };
         let read = tokio::task::spawn_blocking(move || driver::history(&dir, lines as usize)).await;
         match read {
             Ok(Ok(rows)) => Ok(value(&rows)),

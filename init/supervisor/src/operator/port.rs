@@ -12,7 +12,7 @@ use std::time::Duration;
 use dyad_api::line::{Lines, TooLong};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::operator::calls::Context;
+use crate::operator::calls::{Caller, Context};
 use crate::paths::Paths;
 
 /// How often a port that is not there, or whose host is away, is looked at again.
@@ -43,7 +43,7 @@ pub(crate) async fn serve_port(paths: Rc<Paths>, name: &'static str, context: Rc
     }
     while let Some((line, reply)) = questions.recv().await {
         // The thread waits for it; were it gone, there would be no port any more.
-        let _ = reply.send(context.answer(line).await.to_line());
+        let _ = reply.send(context.answer(line, Caller::Local).await.to_line());
     }
 }
 

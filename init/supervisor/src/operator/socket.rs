@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
-use crate::operator::calls::Context;
+use crate::operator::calls::{Caller, Context};
 
 /// Clients at the same time at most.
 const CLIENTS_MAX: usize = 16;
@@ -68,7 +68,7 @@ async fn serve(mut stream: UnixStream, context: &Context) -> io::Result<()> {
     let mut buffer = vec![0; 16 * 1024];
     loop {
         while let Some(line) = lines.next_line() {
-            let reply = context.answer(line).await.to_line();
+            let reply = context.answer(line, Caller::Local).await.to_line();
             tokio::time::timeout(WRITE_DEADLINE, stream.write_all(&reply)).await??;
         }
         match stream.read(&mut buffer).await? {

@@ -21,19 +21,25 @@ use super::{INSIDE, Node, library, postgres_ids};
 
 /// For anything that must happen to two nodes: hundreds of processes, on a machine that may be busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(900);
-/// Path of the witness's program, in a test that runs as `postgres`.
-const WITNESS: &str = "DYAD_TEST_WITNESS";
+/// Where the other programs are, in a test that runs as `postgres`.
+const PROGRAMS: &str = "DYAD_TEST_PROGRAMS";
 /// The virtual addresses of the site.
 pub(crate) const VIPS: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(10, 77, 0, 100)), IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x100))];
 pub(crate) const NAMES: [&str; 2] = ["node-a", "node-b"];
 
-/// The witness's program, compiled if need be, from where this test's own program comes.
-fn witness_program() -> PathBuf {
+/// A program of the workspace.
+pub(crate) fn program(name: &str) -> PathBuf {
+    Path::new(&std::env::var_os(PROGRAMS).unwrap()).join(name)
+}
+
+/// Witness and dyadctl, compiled if need be, from where this test's own program comes.
+fn programs() -> PathBuf {
     let directory = Path::new(env!("CARGO_BIN_EXE_supervisor")).parent().unwrap();
     let release = directory.ends_with("release");
     let built = Command::new(env!("CARGO"))
         .args(["build", "--locked", "--offline", "--package", "dyad-witness", "--bin", "dyad-witness"])
+        .args(["--package", "dyadctl", "--bin", "dyadctl"])
         .args(release.then_some("--release"))
         .arg("--target-dir")
         .arg(directory.parent().unwrap())
@@ -41,7 +47,7 @@ fn witness_program() -> PathBuf {
         .output()
         .unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    directory.join("dyad-witness")
+    directory.to_owned()
 }
 
 /// Runs a story in user and network namespaces of its own, as `postgres`.
@@ -54,7 +60,7 @@ pub(crate) fn story(name: &str, profile: &str, tell: impl FnOnce(&mut Cluster)) 
             .arg(std::env::current_exe().unwrap())
             .args([name, "--exact", "--nocapture"])
             .env(INSIDE, library::library())
-            .env(WITNESS, witness_program())
+            .env(PROGRAMS, programs())
             .status()
             .unwrap();
         assert!(status.success(), "{name}, as postgres: {status}");
@@ -73,8 +79,7 @@ struct Witness {
 impl Witness {
     fn start() -> Self {
         let state = tempfile::tempdir().unwrap();
-        let program = std::env::var_os(WITNESS).unwrap();
-        let mut child = Command::new(program)
+        let mut child = Command::new(program("dyad-witness"))
             .args(["run", "--listen", "10.77.0.254:0", "--state"])
             .arg(state.path())
             .stderr(Stdio::piped())
@@ -92,7 +97,7 @@ impl Witness {
     }
 
     fn code(&self) -> Vec<u8> {
-        let made = Command::new(std::env::var_os(WITNESS).unwrap())
+        let made = Command::new(program("dyad-witness"))
             .args(["enroll", "--state"])
             .arg(self.state.path())
             .output()
@@ -113,10 +118,13 @@ impl Drop for Witness {
 pub(crate) struct Cluster {
     pub(crate) nodes: [Node; 2],
     pub(crate) lan: Lan,
+    /// Holds the key of the site's operator.
+    operator: tempfile::TempDir,
     _witness: Witness,
 }
 
-fn site(witness: SocketAddr, profile: &str) -> String {
+fn site(witness: SocketAddr, operator: &Identity, profile: &str) -> String {
+    let operator: String = operator.public().0.iter().map(|byte| format!("{byte:02x}")).collect();
     format!(
         r#"
 cluster = "test"
@@ -145,6 +153,8 @@ shared_buffers = "32MiB"
 [postgresql.roles.app]
 [postgresql.databases.shop]
 owner = "app"
+[operators]
+ann = "ed25519:{operator}"
 "#
     )
 }
@@ -161,7 +171,9 @@ impl Cluster {
         let lan = Lan::new();
         let witness = Witness::start();
         let code = witness.code();
-        let text = site(witness.address, profile);
+        let operator = tempfile::tempdir().unwrap();
+        let key = Identity::load_or_make(&operator.path().join("key")).unwrap();
+        let text = site(witness.address, &key, profile);
         let nodes = [0, 1].map(|at| Node::on(Some(lan.machine(at)), Some(&text)));
         let paths = nodes.each_ref().map(|node| Paths::new(node.dir.path()));
         let mut keys = Vec::new();
@@ -189,7 +201,12 @@ impl Cluster {
             };
             member.store(&paths[own]).unwrap();
         }
-        Cluster { nodes, lan, _witness: witness }
+        Cluster { nodes, lan, operator, _witness: witness }
+    }
+
+    /// A key of the site's operator, or one that nobody knows.
+    pub(crate) fn key(&self, known: bool) -> PathBuf {
+        self.operator.path().join(if known { "key" } else { "stranger" })
     }
 
     pub(crate) fn start(&mut self) {
@@ -285,9 +302,8 @@ impl Cluster {
             });
         }
         self.wait("the addresses in the status", || {
-            let says = |node: &Node| {
-                node.status().vips.iter().all(|row| row.holder.as_deref() == Some(NAMES[at]))
-            };
+            let says =
+                |node: &Node| node.status().vips.iter().all(|row| row.holder.as_deref() == Some(NAMES[at]));
             self.nodes.iter().filter(|node| node.supervisor.is_some()).all(says).then_some(())
         });
     }

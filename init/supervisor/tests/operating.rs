@@ -1,0 +1,212 @@
+//! Every call of an operator, and every path of HTTP, against two paired nodes as real processes.
+
+#![allow(clippy::disallowed_methods, reason = "tests start programs and wait")]
+
+mod support;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
+use std::time::Duration;
+
+use dyad_api::client::CallError;
+use dyad_api::operator::{
+    Call, Credentials, EventRow, Events, FailureKind, FirewallRules, Freeze, NodeName, Protection,
+    ResourceName, ServiceName, Status, SwitchOver, TakeOver,
+};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use support::cluster::{Cluster, NAMES, VIPS, program, story};
+use support::lan::Lan;
+
+fn ask<T: DeserializeOwned>(cluster: &Cluster, at: usize, call: Call) -> T {
+    cluster.nodes[at].client().call(call.clone()).unwrap_or_else(|error| panic!("{call:?}: {error}"))
+}
+
+/// Why a node says no.
+fn refusal(cluster: &Cluster, at: usize, call: Call) -> (FailureKind, String) {
+    match cluster.nodes[at].client().call::<Value>(call.clone()) {
+        Err(CallError::Refused(failure)) => (failure.kind, failure.message),
+        other => panic!("{call:?} is not refused: {other:?}"),
+    }
+}
+
+fn switch_over(to: usize) -> Call {
+    Call::SwitchOver(SwitchOver { resource: Some("pg/main".into()), to: Some(NAMES[to].into()) })
+}
+
+/// Status line and body of an answer.
+fn http(at: usize, request: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(SocketAddr::new(Lan::address(at), 8008)).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+fn get(at: usize, path: &str) -> u16 {
+    http(at, &format!("GET {path} HTTP/1.1\r\nHost: node\r\n\r\n")).0
+}
+
+#[test]
+fn operators_are_answered_as_documented() {
+    story("operators_are_answered_as_documented", "wan", |cluster| {
+        cluster.start();
+        let holder = cluster.wait_for(Protection::Protected);
+        let other = 1 - holder;
+        cluster.wait_vips(holder);
+        what_is_shown(cluster, holder);
+        what_is_refused(cluster, holder);
+        what_differs_is_put_right(cluster, holder);
+
+        // Asked on the standby, carried out by the holder.
+        let _: Value = ask(cluster, other, switch_over(other));
+        cluster.wait_vips(other);
+        assert_eq!(cluster.wait_for(Protection::Protected), other);
+        cluster.wait("the old primary's log at the other node", || {
+            let call = Call::Events(Events { lines: 1000, node: Some(NAMES[holder].into()) });
+            let rows: Vec<EventRow> = ask(cluster, other, call);
+            rows.iter().any(|row| row.to == "handing over").then_some(())
+        });
+        let rows: Vec<EventRow> = ask(cluster, other, Call::Events(Events { lines: 1000, node: None }));
+        assert!(rows.iter().any(|row| row.to == "becoming primary"), "{rows:?}");
+
+        // Drained by a word to the other node, it hands over and takes nothing.
+        let drain = || NodeName { node: Some(NAMES[other].into()) };
+        let _: Value = ask(cluster, holder, Call::Drain(drain()));
+        cluster.wait_vips(holder);
+        let why = || ask::<Vec<String>>(cluster, holder, Call::Why(ResourceName::default())).join("\n");
+        cluster.wait("the drained standby", || {
+            let status: Status = cluster.nodes[holder].status();
+            let why = why();
+            (status.protection != Protection::Protected && why.contains("is drained")).then_some(())
+        });
+        let _: Value = ask(cluster, other, Call::Undrain(NodeName::default()));
+        assert_eq!(cluster.wait_for(Protection::Protected), holder, "nothing moves back");
+
+        let _: Value = ask(cluster, holder, Call::Freeze(Freeze { seconds: 600 }));
+        cluster.wait("the freeze", || why().contains("frozen").then_some(()));
+        let _: Value = ask(cluster, holder, Call::Freeze(Freeze { seconds: 0 }));
+        cluster.wait("its end", || (!why().contains("frozen")).then_some(()));
+        from_another_machine(cluster, holder);
+        cluster.replay();
+    });
+}
+
+fn what_is_shown(cluster: &Cluster, holder: usize) {
+    let other = 1 - holder;
+    for at in [holder, other] {
+        let status: Status = cluster.nodes[at].status();
+        assert_eq!(status.reason, "losing either node loses nothing and needs nobody");
+        let roles: Vec<_> = status.nodes.iter().map(|row| (&*row.role, row.up, row.timeline)).collect();
+        let wanted = |node| (if node == holder { "primary" } else { "standby" }, true, Some(1));
+        assert_eq!(roles, [wanted(0), wanted(1)]);
+        cluster.wait("a standby that is not behind", || {
+            let status: Status = cluster.nodes[at].status();
+            status.nodes.iter().all(|row| row.lag_bytes == Some(0)).then_some(())
+        });
+        let credentials: Credentials = ask(cluster, at, Call::Credentials);
+        let first: Vec<_> = credentials.addresses.iter().take(2).cloned().collect();
+        assert_eq!(first, VIPS.map(|vip| vip.to_string()), "those that lead to the writer come first");
+
+        let firewall: FirewallRules = ask(cluster, at, Call::Firewall);
+        assert_eq!(firewall.state, "applied");
+        assert!(firewall.rules.contains("policy drop"), "{}", firewall.rules);
+        let closed = SocketAddr::new(Lan::address(at), 9);
+        let error = TcpStream::connect_timeout(&closed, Duration::from_millis(500)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TimedOut, "dropped, not refused");
+    }
+    // Path; holder, standby.
+    for (path, wanted) in [
+        ("/primary", [200, 503]),
+        ("/read-write", [200, 503]),
+        ("/replica", [503, 200]),
+        ("/replica?lag=1MB", [503, 200]),
+        ("/sync", [503, 200]),
+        ("/async", [503, 503]),
+        ("/read-only", [200, 200]),
+        ("/health", [200, 200]),
+        ("/liveness", [200, 200]),
+        ("/readiness", [200, 200]),
+        ("/nothing", [404, 404]),
+    ] {
+        assert_eq!([holder, other].map(|at| get(at, path)), wanted, "{path}");
+    }
+    let (status, body) = http(holder, "GET /metrics HTTP/1.1\r\n\r\n");
+    assert_eq!(status, 200);
+    for line in ["dyad_protection{level=\"PROTECTED\"} 1", "dyad_primary 1", "dyad_lag_bytes 0"] {
+        assert!(body.lines().any(|found| found == line), "{line} in:\n{body}");
+    }
+    // Hundreds that say nothing keep nobody out, and a head without an end is refused.
+    let silent: Vec<TcpStream> =
+        (0..200).map(|_| TcpStream::connect(SocketAddr::new(Lan::address(holder), 8008)).unwrap()).collect();
+    assert_eq!(get(holder, "/primary"), 200);
+    drop(silent);
+    assert_eq!(http(holder, &format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(9_000))).0, 431);
+}
+
+fn what_is_refused(cluster: &Cluster, holder: usize) {
+    let other = 1 - holder;
+    let postgresql = || ServiceName { name: "postgresql".into() };
+    for at in [holder, other] {
+        for call in [Call::Stop(postgresql()), Call::Start(postgresql()), Call::Restart(postgresql())] {
+            let (kind, why) = refusal(cluster, at, call);
+            assert_eq!(kind, FailureKind::Refused);
+            assert!(why.contains("dyadctl switchover") && why.contains("dyadctl drain"), "{why}");
+        }
+        assert!(refusal(cluster, at, switch_over(holder)).1.contains("holds the database already"));
+        let nowhere = SwitchOver { resource: None, to: Some("node-c".into()) };
+        assert_eq!(refusal(cluster, at, Call::SwitchOver(nowhere)).0, FailureKind::Usage);
+        let nothing = ResourceName { resource: Some("vol/x".into()) };
+        assert_eq!(refusal(cluster, at, Call::Why(nothing)).0, FailureKind::Usage);
+    }
+    let force = |peer_is_off| Call::TakeOver(TakeOver { resource: None, peer_is_off });
+    assert!(refusal(cluster, holder, force(true)).1.contains("holds the database already"));
+    let (kind, price) = refusal(cluster, other, force(false));
+    assert_eq!(kind, FailureKind::Refused);
+    assert!(price.contains("may lose"), "{price}");
+    assert_eq!(cluster.wait_for(Protection::Protected), holder, "nothing moved");
+}
+
+fn what_differs_is_put_right(cluster: &Cluster, holder: usize) {
+    for statement in
+        ["alter role app nologin", "alter system set wal_sender_timeout = '60s'", "select pg_reload_conf()"]
+    {
+        cluster.sql(holder, statement).unwrap();
+    }
+    cluster.wait("the role and the setting", || {
+        let role = cluster.sql(holder, "select rolcanlogin from pg_roles where rolname = 'app'").ok()?;
+        let setting = cluster.sql(holder, "show wal_sender_timeout").ok()?;
+        (role == "t" && setting == "2s").then_some(())
+    });
+    cluster.wait("the repairs in the status", || {
+        let status: Status = cluster.nodes[holder].status();
+        status.node.postgresql.repaired.contains(&"alter role app".to_owned()).then_some(())
+    });
+    let status: Status = cluster.nodes[holder].status();
+    assert_eq!(status.protection, Protection::Protected, "a repair costs nothing");
+}
+
+/// The real program with the key of the site file's operator, and with another.
+fn from_another_machine(cluster: &Cluster, holder: usize) {
+    let dyadctl = |known: bool, at: usize, args: &[&str]| {
+        let status: Status = cluster.nodes[at].status();
+        let output = Command::new(program("dyadctl"))
+            .args(["--node", &Lan::address(at).to_string(), "--node-key", &status.node.key.unwrap(), "--key"])
+            .arg(cluster.key(known))
+            .args(args)
+            .output()
+            .unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (code, out, err) = dyadctl(true, 1 - holder, &["status"]);
+    assert_eq!(code, Some(0), "{err}");
+    assert_eq!(out.lines().next(), Some("PROTECTED: losing either node loses nothing and needs nobody"));
+    let (code, out, err) = dyadctl(false, holder, &["status"]);
+    assert_eq!((code, &*out), (Some(1), ""), "{err}");
+    let (code, _, err) = dyadctl(true, holder, &["switchover", "pg/main", "--to", NAMES[holder]]);
+    assert_eq!(code, Some(1));
+    assert!(err.contains("holds the database already"), "{err}");
+}
