@@ -110,7 +110,7 @@ fn without_a_supervisor_the_message_names_the_socket() {
 
 #[test]
 fn wrong_usage_is_status_2() {
-    for args in [&["fly"][..], &["logs", "-n", "0"], &["start"]] {
+    for args in [&["fly"][..], &["--node", "192.0.2.1", "status"], &["logs", "-n", "0"], &["start"]] {
         let output = Command::new(env!("CARGO_BIN_EXE_dyadctl")).args(args).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}");
     }

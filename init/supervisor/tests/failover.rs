@@ -89,6 +89,27 @@ fn a_holder_that_stands_still_loses_its_addresses_by_the_kernels_own_clock() {
 }
 
 #[test]
+fn a_holder_whose_clients_are_cut_off_hands_over() {
+    story("a_holder_whose_clients_are_cut_off_hands_over", "wan", |cluster| {
+        cluster.start();
+        let holder = cluster.wait_for(Protection::Protected);
+        let other = 1 - holder;
+        cluster.wait_vips(holder);
+        assert!(cluster.sql(holder, "create table ledger (id bigint primary key)").is_ok());
+        let writer = cluster.writer(holder, 0);
+        cluster.wait("acknowledged writes", || (writer.count() >= 20).then_some(()));
+        cluster.lan.machine(holder).cable(false);
+        cluster.wait_vips(other);
+        let acknowledged = writer.end();
+        let there = ids(cluster, other);
+        assert!(acknowledged.iter().all(|id| there.contains(id)));
+        cluster.lan.machine(holder).cable(true);
+        assert_eq!(cluster.wait_for(Protection::Protected), other, "nothing moves back");
+        cluster.replay();
+    });
+}
+
+#[test]
 fn a_supervisor_that_is_killed_moves_nothing() {
     story("a_supervisor_that_is_killed_moves_nothing", "wan", |cluster| {
         cluster.start();

@@ -52,9 +52,17 @@ fn get(at: usize, path: &str) -> u16 {
 #[test]
 fn operators_are_answered_as_documented() {
     story("operators_are_answered_as_documented", "wan", |cluster| {
+        cluster.lan.squat(VIPS[0], true);
         cluster.start();
         let holder = cluster.wait_for(Protection::Protected);
         let other = 1 - holder;
+        cluster.wait("the stranger in the status", || {
+            let vips = cluster.nodes[holder].status().vips;
+            let note = "02:00:00:00:00:fe has this address";
+            (vips[0].holder.is_none() && vips[0].note.contains(note) && vips[1].holder.is_some())
+                .then_some(())
+        });
+        cluster.lan.squat(VIPS[0], false);
         cluster.wait_vips(holder);
         what_is_shown(cluster, holder);
         what_is_refused(cluster, holder);

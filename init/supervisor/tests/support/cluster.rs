@@ -132,12 +132,18 @@ profile = "{profile}"
 witness = "{witness}"
 [nodes.node-a.links.lan0]
 mac = "02:00:00:00:00:01"
+[nodes.node-a.links.repl0]
+mac = "06:00:00:00:00:01"
 [nodes.node-a.addresses]
 lan0 = ["10.77.0.1/24", "fd77::1/64"]
+repl0 = ["10.78.0.1/24"]
 [nodes.node-b.links.lan0]
 mac = "02:00:00:00:00:02"
+[nodes.node-b.links.repl0]
+mac = "06:00:00:00:00:02"
 [nodes.node-b.addresses]
 lan0 = ["10.77.0.2/24", "fd77::2/64"]
+repl0 = ["10.78.0.2/24"]
 [[routes]]
 to = "default"
 via = "10.77.0.254"
@@ -189,12 +195,12 @@ impl Cluster {
             let member = Membership {
                 cluster: ClusterId(0xc1),
                 name: NAMES[own].into(),
-                listen: SocketAddr::new(Lan::address(own), supervisor::driver::PORT),
+                listen: SocketAddr::new(Lan::replication(own), supervisor::driver::PORT),
                 peer: Member {
                     name: NAMES[peer].into(),
                     key: keys[peer].0,
-                    address: SocketAddr::new(Lan::address(peer), supervisor::driver::PORT),
-                    postgresql: SocketAddr::new(Lan::address(peer), 5432),
+                    address: SocketAddr::new(Lan::replication(peer), supervisor::driver::PORT),
+                    postgresql: SocketAddr::new(Lan::replication(peer), 5432),
                     certificate: certificates[peer].clone(),
                 },
                 witness: None,
@@ -277,12 +283,17 @@ impl Cluster {
 
     /// As a client of the virtual addresses: the role `app`, on its database.
     pub(crate) fn client(&self, address: IpAddr, statement: &str) -> Result<String, String> {
+        self.client_at(address, 5432, statement)
+    }
+
+    /// The same through another port.
+    pub(crate) fn client_at(&self, address: IpAddr, port: u16, statement: &str) -> Result<String, String> {
         let secrets = std::fs::read(self.nodes[0].path("state/supervisor/credentials")).unwrap();
         let secrets: serde_json::Value = serde_json::from_slice(&secrets).unwrap();
         let password = secrets["roles"]["app"]["password"].as_str().unwrap();
         let output = Command::new("/usr/lib/postgresql/15/bin/psql")
             .args(["-X", "-A", "-t", "-q", "-w", "-U", "app", "-d", "shop", "-c", statement, "-h"])
-            .arg(address.to_string())
+            .args([&address.to_string(), "-p", &port.to_string()])
             .env("PGPASSWORD", password)
             .env("PGCONNECT_TIMEOUT", "5")
             .output()

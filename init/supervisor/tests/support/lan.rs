@@ -1,4 +1,5 @@
-//! A network with machines: a bridge in the test's namespace, and a namespace with a card for each machine.
+//! Two networks with machines: a bridge for clients and one for replication in the test's namespace, and a namespace with a
+//! card in each for every machine.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
@@ -49,6 +50,8 @@ impl Lan {
         ip("address add 10.77.0.254/24 dev lan");
         ip("address add fd77::fe/64 dev lan nodad");
         ip("link set lan up");
+        ip("link add repl type bridge forward_delay 0");
+        ip("link set repl up");
         let machine = |at| Machine(Arc::new(Inner { at, holder: Mutex::new(None) }));
         let machines = [0, 1].map(machine);
         machines.iter().for_each(Machine::power_on);
@@ -64,7 +67,17 @@ impl Lan {
         Ipv4Addr::new(10, 77, 0, 1 + u8::try_from(at).unwrap()).into()
     }
 
-    /// The card's address of a machine.
+    /// A stranger on the clients' network has an address, or has it no more.
+    pub(crate) fn squat(&self, address: IpAddr, there: bool) {
+        ip(&format!("address {} {address}/32 dev lan", if there { "add" } else { "del" }));
+    }
+
+    /// Where machines speak to each other.
+    pub(crate) fn replication(at: usize) -> IpAddr {
+        Ipv4Addr::new(10, 78, 0, 1 + u8::try_from(at).unwrap()).into()
+    }
+
+    /// The address of a machine's card for clients.
     pub(crate) fn mac(at: usize) -> [u8; 6] {
         [2, 0, 0, 0, 0, 1 + u8::try_from(at).unwrap()]
     }
@@ -80,7 +93,7 @@ impl Machine {
         command
     }
 
-    /// A card without addresses, in a network without rules.
+    /// Cards without addresses, in networks without rules.
     pub(crate) fn power_on(&self) {
         let mut holder = self.0.holder.lock().unwrap();
         assert!(holder.is_none());
@@ -95,6 +108,9 @@ impl Machine {
         let mac = Lan::mac(at).map(|byte| format!("{byte:02x}")).join(":");
         ip(&format!("link add port{at} type veth peer name lan0 address {mac} netns {pid}"));
         ip(&format!("link set port{at} master lan up"));
+        let other = mac.replacen("02", "06", 1);
+        ip(&format!("link add repl{at} type veth peer name repl0 address {other} netns {pid}"));
+        ip(&format!("link set repl{at} master repl up"));
         *holder = Some(child);
         drop(holder);
         for setting in SYSCTLS {
@@ -102,15 +118,16 @@ impl Machine {
         }
     }
 
-    /// Its card falls silent and is gone; whatever still runs there is for others to end.
+    /// Its cards fall silent and are gone; whatever still runs there is for others to end.
     pub(crate) fn power_off(&self) {
         ip(&format!("link delete port{}", self.0.at));
+        ip(&format!("link delete repl{}", self.0.at));
         let mut child = self.0.holder.lock().unwrap().take().expect("the machine is on");
         child.kill().unwrap();
         child.wait().unwrap();
     }
 
-    /// Its cable is pulled, or put back.
+    /// The cable to its clients is pulled, or put back.
     pub(crate) fn cable(&self, plugged: bool) {
         ip(&format!("link set port{} {}", self.0.at, if plugged { "up" } else { "down" }));
     }
