@@ -107,9 +107,10 @@ fn what_is_shown(cluster: &Cluster, holder: usize) {
     for at in [holder, other] {
         let status: Status = cluster.nodes[at].status();
         assert_eq!(status.reason, "losing either node loses nothing and needs nobody");
-        let roles: Vec<_> = status.nodes.iter().map(|row| (&*row.role, row.up, row.timeline)).collect();
-        let wanted = |node| (if node == holder { "primary" } else { "standby" }, true, Some(1));
-        assert_eq!(roles, [wanted(0), wanted(1)]);
+        for row in &status.nodes {
+            let role = if row.name == NAMES[holder] { "primary" } else { "standby" };
+            assert_eq!((&*row.role, row.up, row.timeline), (role, true, Some(1)), "{}", row.name);
+        }
         cluster.wait("a standby that is not behind", || {
             let status: Status = cluster.nodes[at].status();
             status.nodes.iter().all(|row| row.lag_bytes == Some(0)).then_some(())
