@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Where a node listens for them.
-pub const PORT: u16 = 7402;
+pub const PORT: u16 = 7403;
 /// Largest message: a thousand lines of a journal.
 pub const FRAME_BYTES_MAX: usize = 1 << 20;
 
