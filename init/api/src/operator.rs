@@ -59,8 +59,26 @@ pub enum Call {
     Events(Events),
     /// The packet filter of this node; answered by [`FirewallRules`].
     Firewall,
+    /// The code with which two blank nodes know each other, where the site says `pairing = "code"`; answered by [`Code`].
+    Pair(Code),
     /// Run a program as root: only on images with the overlay `test-agent`; answered by [`ExecResult`].
     Exec(Exec),
+}
+
+/// A one-time code of two nodes that pair.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Code {
+    /// As the other node made it; asked without, this node makes one, or tells the one that it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+}
+
+/// Not shown: orders are logged.
+impl std::fmt::Debug for Code {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Code(..)")
+    }
 }
 
 /// Names a service.

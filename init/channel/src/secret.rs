@@ -127,6 +127,18 @@ impl Secret {
         hmac::verify(&self.key(), &message(side, exporter, statement), &proof.0).is_ok()
     }
 
+    /// That somebody with the secret made this message; bound to no channel, for what is said to everybody.
+    pub fn seal(&self, message: &[u8]) -> Proof {
+        let mut proof = [0; 32];
+        proof.copy_from_slice(hmac::sign(&self.key(), &open_message(message)).as_ref());
+        Proof(proof)
+    }
+
+    /// Whether [`Secret::seal`] with this secret made it.
+    pub fn sealed(&self, proof: &Proof, message: &[u8]) -> bool {
+        hmac::verify(&self.key(), &open_message(message), &proof.0).is_ok()
+    }
+
     fn key(&self) -> hmac::Key {
         hmac::Key::new(hmac::HMAC_SHA256, &self.0)
     }
@@ -141,6 +153,11 @@ fn message(side: Side, exporter: &Exporter, statement: &[u8]) -> Vec<u8> {
     [side, &exporter.0[..], statement].concat()
 }
 
+/// As long as the word of a side, and neither of them.
+fn open_message(message: &[u8]) -> Vec<u8> {
+    [b"dyad proof v1 public\0", message].concat()
+}
+
 /// What only the two ends of one TLS connection know (RFC 8446, 7.5).
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Exporter(pub(crate) [u8; 32]);
@@ -149,6 +166,11 @@ impl Exporter {
     /// Of a connection whose handshake is over.
     pub(crate) fn of<Data>(connection: &rustls::ConnectionCommon<Data>) -> Result<Self, rustls::Error> {
         connection.export_keying_material([0; 32], b"EXPORTER-dyad-proof", None).map(Exporter)
+    }
+
+    /// The bytes, for proofs that are made elsewhere. They must not leave this process.
+    pub fn bytes(&self) -> [u8; 32] {
+        self.0
     }
 
     /// Of a channel that does not exist, for tests of state machines without sockets.
@@ -203,6 +225,9 @@ mod tests {
         assert!(!secret.accepts(&proof, Side::Answering, &here, b"s"));
         assert!(!secret.accepts(&proof, Side::Asking, &there, b"s"));
         assert!(!secret.accepts(&proof, Side::Asking, &here, b"t"));
+        let seal = secret.seal(b"s");
+        assert!(secret.sealed(&seal, b"s") && !secret.sealed(&seal, b"t") && !other.sealed(&seal, b"s"));
+        assert!(!secret.sealed(&proof, b"s"), "each kind of proof has its own word");
         assert_eq!(format!("{secret:?}"), "Secret(..)");
     }
 }

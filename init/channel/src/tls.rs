@@ -22,6 +22,8 @@ pub enum Speaks {
     Peer,
     /// Operator to node.
     Operator,
+    /// Two nodes that are about to become a pair.
+    Pairing,
 }
 
 impl Speaks {
@@ -30,6 +32,7 @@ impl Speaks {
             Speaks::Witness => b"dyad-witness",
             Speaks::Peer => b"dyad-peer",
             Speaks::Operator => b"dyad-operator",
+            Speaks::Pairing => b"dyad-pairing",
         };
         vec![name.to_vec()]
     }

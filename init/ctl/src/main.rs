@@ -14,7 +14,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use dyad_api::client::{CallError, Client};
 use dyad_api::operator::{
-    Call, Credentials, EventRow, Events, FirewallRules, Freeze, LogLine, Logs, NodeName, ResourceName,
+    Call, Code, Credentials, EventRow, Events, FirewallRules, Freeze, LogLine, Logs, NodeName, ResourceName,
     SOCKET, ServiceName, ServiceRow, Status, SwitchOver, TakeOver,
 };
 use serde_json::Value;
@@ -90,6 +90,11 @@ enum Command {
         lines: u32,
         /// Of this service only
         service: Option<String>,
+    },
+    /// Where the site says `pairing = "code"`: make the code with which the two nodes know each other, or type it
+    Pair {
+        /// As the other node showed it
+        code: Option<String>,
     },
     /// Why the database is not better protected, the nearest cause first
     Why {
@@ -194,6 +199,11 @@ fn run(client: &mut Client<impl Read + Write>, command: Command) -> Result<(), S
         Command::Logs { lines, service } => {
             let lines: Vec<LogLine> = client.call(Call::Logs(Logs { lines, service })).map_err(text)?;
             print(&show::logs(&lines))
+        }
+        Command::Pair { code } => {
+            let Code { code } = client.call(Call::Pair(Code { code })).map_err(text)?;
+            let code = code.unwrap_or_default();
+            print(&format!("This node goes by the code {code}\nOn the other node: dyadctl pair {code}\n"))
         }
         Command::Why { resource } => {
             let resource = Some(resource);

@@ -32,6 +32,11 @@ pub(crate) fn tag_text(key: &Key, nonce: u64) -> Vec<u8> {
 }
 
 impl Beacon {
+    /// Whether its sender has the site key.
+    pub fn has_site_key(&self, keys: &impl Keys) -> bool {
+        keys.site_accepts(&tag_text(&self.key, self.nonce), &self.tag)
+    }
+
     /// The datagram.
     pub fn seal(&self, keys: &impl Keys) -> Vec<u8> {
         let mut bytes = vec![VERSION];

@@ -311,12 +311,12 @@ impl<K: Keys> Machine<K> {
     }
 
     fn beacon(&mut self, now: Tick, beacon: &Beacon) -> Result<(), Refusal> {
-        let Beacon { key, nonce, tag, held, foreign } = beacon;
+        let Beacon { key, nonce, tag: _, held, foreign } = beacon;
         if *key == self.me() {
             // Our own comes back from every bridge.
             return if *nonce == self.own.nonce { Ok(()) } else { Err(Refusal::Cloned) };
         }
-        if !self.keys.site_accepts(&tag_text(key, *nonce), tag) {
+        if !beacon.has_site_key(&self.keys) {
             return Err(Refusal::Stranger { key: *key });
         }
         if let Some(system) = foreign {

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use dyad_channel::secret::{Exporter, Proof, Secret, Side};
+use dyad_channel::secret::{Proof, Secret};
 use dyad_channel::{Identity, PublicKey};
 use dyad_cluster::types::{ClusterId, Node, Tick};
 use dyad_pairing::beacon::{BYTES_MAX, Beacon, VERSION};
@@ -30,11 +30,11 @@ impl Keys for Real {
     }
 
     fn site_mac(&self, message: &[u8]) -> [u8; 32] {
-        self.site.prove(Side::Asking, &Exporter::simulated([0; 32]), message).0
+        self.site.seal(message).0
     }
 
     fn site_accepts(&self, message: &[u8], mac: &[u8; 32]) -> bool {
-        self.site.accepts(&Proof(*mac), Side::Asking, &Exporter::simulated([0; 32]), message)
+        self.site.sealed(&Proof(*mac), message)
     }
 }
 

@@ -12,14 +12,15 @@ use dyad_channel::operator::FRAME_BYTES_MAX;
 use dyad_channel::tls::{self, Speaks, Trust};
 use dyad_channel::{Identity, PublicKey};
 use dyad_spec::site::{Node, Profile};
-use tokio::sync::watch;
-use tokio::task::{LocalSet, spawn_local};
+use tokio::sync::{oneshot, watch};
+use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
 use crate::driver::{self, Driver, Membership, Shown};
 use crate::files::{self, FileError};
 use crate::firewall::{self, Firewall};
 use crate::notify::Notify;
 use crate::operator::{self, Context, Declared, Keys};
+use crate::pairing::Pairing;
 use crate::paths::Paths;
 use crate::pg::Owner;
 use crate::pg::crashes::Crashes;
@@ -27,7 +28,7 @@ use crate::pg::manager::{Manager, PgState};
 use crate::pg::probe;
 use crate::pid1::Pid1;
 use crate::site::Loaded;
-use crate::status::Identity as Named;
+use crate::status::{Identity as Named, PAIRING};
 use crate::{http, log, network};
 
 /// Questions to the other node: its operators' own, and pieces of the event log.
@@ -94,35 +95,74 @@ async fn serve(paths: Rc<Paths>) -> Result<Infallible, StartError> {
         }
         Ok(None) | Err(_) => identify(&paths, &site).await,
     };
-    let (names, network) = network::of(site.site().zip(node.as_ref()));
-    let key = remote(&context, &site, member.as_ref().ok().and_then(Option::as_ref));
-    let identity = Named {
-        key: key.map(|key| format!("ed25519:{}", crate::status::hex(&key.0))),
-        name: names.hostname.clone(),
-        cluster: site.site().map(|site| site.cluster.clone()),
-        nodes: site.site().map_or(1, |site| site.nodes.len()),
-        site: site.text(),
-    };
-    tracing::info!(node = %identity.name, site = %identity.site, "this machine is known");
-    context.declared.replace(Declared { identity, postgresql: site.postgresql() });
-    if paths.is_machine()
-        && let Err(error) = names.apply(&paths.at("/run/dyad/etc"))
-    {
-        tracing::error!(%error, "set the names of this machine");
+    let ground = Ground { paths, pid1, context, network: network_state, firewall: firewall_state };
+    let settled = ground.settle(&site, node.as_ref(), member.as_ref().ok().and_then(Option::as_ref));
+    let (notice, notices) = watch::channel(None);
+    let (done, place) = oneshot::channel();
+    if let (Some(two), Ok(known)) = (site.site().filter(|site| site.nodes.len() > 1), &member) {
+        let (paths, pid1) = (Rc::clone(&ground.paths), ground.pid1.clone());
+        let (site, node, member) = (two.clone(), node.clone(), known.clone());
+        spawn_local(Pairing { paths, pid1, site, node, member, shown: notice, done }.run());
     }
-    spawn_local(network::keep(Rc::clone(&paths), network, network_state));
-    if let Some((site, node)) = site.site().zip(node.as_ref()) {
-        let rules = firewall::rules(site, node);
-        spawn_local(firewall::keep(Rc::clone(&paths), pid1.clone(), rules, firewall_state));
-    }
-    let parts = Parts { paths, pid1, wanted, state: pg_state, shown, pair };
+    let parts = Parts { ground, settled, wanted, state: pg_state, shown, pair, notices, place };
     start_database(parts, site, member)?;
     tell_status(&notify, pg).await
 }
 
+/// What this machine is called, how it is connected and whom it answers.
+struct Ground {
+    paths: Rc<Paths>,
+    pid1: Pid1,
+    context: Rc<Context>,
+    network: watch::Sender<NetworkSection>,
+    firewall: watch::Sender<Firewall>,
+}
+
+/// What keeps it so.
+type Settled = Vec<JoinHandle<()>>;
+
+impl Ground {
+    /// Takes the names of this node of the site, and starts keeping its network and answering who may ask it.
+    fn settle(&self, site: &Loaded, node: Option<&Node>, member: Option<&Membership>) -> Settled {
+        let mut settled = Vec::new();
+        let (names, network) = network::of(site.site().zip(node));
+        let key = remote(&self.context, site, member, &mut settled);
+        let identity = Named {
+            key: key.map(|key| format!("ed25519:{}", crate::status::hex(&key.0))),
+            name: names.hostname.clone(),
+            cluster: site.site().map(|site| site.cluster.clone()),
+            site: site.text(),
+        };
+        tracing::info!(node = %identity.name, site = %identity.site, "this machine is known");
+        let pairing = site.site().filter(|site| site.nodes.len() > 1).map(|site| site.pairing);
+        self.context.declared.replace(Declared { identity, postgresql: site.postgresql(), pairing });
+        if self.paths.is_machine()
+            && let Err(error) = names.apply(&self.paths.at("/run/dyad/etc"))
+        {
+            tracing::error!(%error, "set the names of this machine");
+        }
+        settled.push(spawn_local(network::keep(Rc::clone(&self.paths), network, self.network.clone())));
+        if let Some((site, node)) = site.site().zip(node) {
+            let (rules, state) = (firewall::rules(site, node), self.firewall.clone());
+            settled.push(spawn_local(firewall::keep(
+                Rc::clone(&self.paths),
+                self.pid1.clone(),
+                rules,
+                state,
+            )));
+        }
+        settled
+    }
+}
+
 /// Starts what answers operators on other machines, and asks the other node; this node's key. Without a state partition
 /// there is none.
-fn remote(context: &Rc<Context>, site: &Loaded, member: Option<&Membership>) -> Option<PublicKey> {
+fn remote(
+    context: &Rc<Context>,
+    site: &Loaded,
+    member: Option<&Membership>,
+    settled: &mut Settled,
+) -> Option<PublicKey> {
     let known = |error: &dyn std::fmt::Display| tracing::warn!(%error, "this node's key");
     let path = driver::identity_path(&context.paths).inspect_err(|error| known(error)).ok()?;
     let identity = Identity::load_or_make(&path).inspect_err(|error| known(error)).ok()?;
@@ -135,7 +175,7 @@ fn remote(context: &Rc<Context>, site: &Loaded, member: Option<&Membership>) -> 
                     Client::new(SocketAddr::new(peer.address.ip(), dyad_channel::operator::PORT), tls, PEER);
                 let client = Rc::new(client);
                 context.peer.replace(Some(Rc::clone(&client)));
-                spawn_local(driver::send_copies(driver::events_dir(&context.paths), client));
+                settled.push(spawn_local(driver::send_copies(driver::events_dir(&context.paths), client)));
             }
             Err(error) => known(&error),
         }
@@ -146,11 +186,11 @@ fn remote(context: &Rc<Context>, site: &Loaded, member: Option<&Membership>) -> 
         peer: member.map(|member| member.peer.public()),
     };
     let context = Rc::clone(context);
-    spawn_local(async move {
+    settled.push(spawn_local(async move {
         if let Err(error) = operator::serve_remote(identity, keys, context).await {
             tracing::error!(%error, "answer operators on other machines");
         }
-    });
+    }));
     Some(public)
 }
 
@@ -179,12 +219,16 @@ async fn read_site(paths: &Paths, pid1: &Pid1) -> Loaded {
 
 /// What whoever keeps PostgreSQL needs.
 struct Parts {
-    paths: Rc<Paths>,
-    pid1: Pid1,
+    ground: Ground,
+    settled: Settled,
     wanted: watch::Receiver<bool>,
     state: watch::Sender<PgState>,
     shown: watch::Sender<Option<Shown>>,
     pair: watch::Receiver<Option<Shown>>,
+    /// What pairing has to say.
+    notices: watch::Receiver<Option<String>>,
+    /// Pairing's end.
+    place: oneshot::Receiver<Membership>,
 }
 
 /// Starts what keeps PostgreSQL: a member's driver, or the bring-up of a node that is alone; or says why neither runs.
@@ -193,8 +237,9 @@ fn start_database(
     site: Loaded,
     member: Result<Option<Membership>, String>,
 ) -> Result<(), FileError> {
-    let owner = owner(&parts.paths)?;
-    let Parts { paths, pid1, wanted, state, shown, pair } = parts;
+    let owner = owner(&parts.ground.paths)?;
+    let Parts { ground, settled, wanted, state, shown, pair, notices, place } = parts;
+    let (paths, pid1) = (Rc::clone(&ground.paths), ground.pid1.clone());
     let say = |note: String| state.send_modify(|state| state.section.note = note);
     match (site, owner, member) {
         (Loaded::Refused(why), ..) => {
@@ -207,7 +252,18 @@ fn start_database(
         }
         (Loaded::Site(site), Some(owner), Ok(Some(membership))) => {
             let driver = Driver { paths, pid1, site: *site, owner, membership, shown, state: state.clone() };
-            spawn_local(drive(driver, pair, state));
+            spawn_local(drive(driver, pair, notices, state));
+        }
+        (Loaded::Site(site), Some(owner), Ok(None)) if site.nodes.len() > 1 => {
+            spawn_local(async move {
+                let Some(membership) = pair_first(&state, notices.clone(), place).await else { return };
+                settled.iter().for_each(JoinHandle::abort);
+                let node = site.nodes.iter().find(|node| node.name == membership.name);
+                ground.settle(&Loaded::Site(site.clone()), node, Some(&membership));
+                let driver =
+                    Driver { paths, pid1, site: *site, owner, membership, shown, state: state.clone() };
+                drive(driver, pair, notices, state).await;
+            });
         }
         (site @ (Loaded::Site(_) | Loaded::Absent), Some(owner), Ok(None)) => {
             let probe_deadline = probe::deadline(site.site().map_or(Profile::Lan, |site| site.profile));
@@ -250,20 +306,59 @@ async fn membership(paths: &Paths, pid1: &Pid1, site: &Loaded) -> Result<Option<
     }
 }
 
+/// Shows how far the pairing is until this node has its place.
+async fn pair_first(
+    state: &watch::Sender<PgState>,
+    mut notices: watch::Receiver<Option<String>>,
+    mut place: oneshot::Receiver<Membership>,
+) -> Option<Membership> {
+    loop {
+        let note = notices.borrow_and_update().clone().unwrap_or_else(|| "the pairing begins".to_owned());
+        state.send_modify(|state| {
+            state.section.state = PAIRING.to_owned();
+            state.section.note = note;
+        });
+        tokio::select! {
+            member = &mut place => return member.ok(),
+            changed = notices.changed() => changed.ok()?,
+        }
+    }
+}
+
 /// Runs the driver; what it shows is PostgreSQL's state too.
-async fn drive(driver: Driver, mut pair: watch::Receiver<Option<Shown>>, state: watch::Sender<PgState>) {
+async fn drive(
+    driver: Driver,
+    mut pair: watch::Receiver<Option<Shown>>,
+    mut notices: watch::Receiver<Option<String>>,
+    state: watch::Sender<PgState>,
+) {
     let failed = state.clone();
+    let peer = driver.membership.peer.name.clone();
+    let (joins, mut joining) = watch::channel(String::new());
+    let say = move |why: &str| {
+        joins.send_replace(format!("paired with {peer}; {why}"));
+    };
     spawn_local(async move {
-        while pair.changed().await.is_ok() {
-            let Some(shown) = pair.borrow_and_update().clone() else { continue };
+        loop {
+            tokio::select! {
+                changed = pair.changed() => if changed.is_err() { return },
+                Ok(()) = notices.changed() => {}
+                Ok(()) = joining.changed() => {}
+            }
+            let shown = pair.borrow_and_update().clone();
+            let (step, why) = match &shown {
+                Some(shown) => (shown.phase().to_owned(), shown.why()),
+                None => ("joining".to_owned(), vec![joining.borrow_and_update().clone()]),
+            };
+            let notice = notices.borrow_and_update().clone();
             state.send_modify(|state| {
-                state.serving = shown.view.phase.admits();
-                state.section.state = shown.phase().to_owned();
-                state.section.note = shown.why().join("; ");
+                state.serving = shown.is_some_and(|shown| shown.view.phase.admits());
+                state.section.state = step;
+                state.section.note = why.into_iter().chain(notice).collect::<Vec<_>>().join("; ");
             });
         }
     });
-    let Err(error) = driver.run().await;
+    let Err(error) = driver.run(&say).await;
     tracing::error!(%error, "this member does not run");
     failed.send_modify(|state| state.section.note = error.to_string());
 }

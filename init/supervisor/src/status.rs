@@ -22,8 +22,6 @@ pub(crate) struct Identity {
     pub(crate) key: Option<String>,
     /// What the site file is, or that there is none.
     pub(crate) site: String,
-    /// Nodes in the site file.
-    pub(crate) nodes: usize,
 }
 
 /// Everything shown.
@@ -41,7 +39,7 @@ pub(crate) struct Sources<'a> {
 /// The status of a node.
 pub(crate) fn status(sources: Sources<'_>) -> Status {
     let Sources { identity, view, boot, pg, pair, network, storage } = sources;
-    let (protection, reason) = pair.map_or_else(|| protection(identity, pg), Shown::protection);
+    let (protection, reason) = pair.map_or_else(|| protection(pg), Shown::protection);
     let name = &identity.name;
     let alone = || NodeRow {
         name: name.clone(),
@@ -72,22 +70,18 @@ pub(crate) fn status(sources: Sources<'_>) -> Status {
     }
 }
 
-fn protection(identity: &Identity, pg: &PgState) -> (Protection, String) {
+/// PostgreSQL's state while its node pairs.
+pub(crate) const PAIRING: &str = "pairing";
+
+fn protection(pg: &PgState) -> (Protection, String) {
+    if !pg.serving && pg.section.state == PAIRING {
+        return (Protection::Down, format!("not paired yet: {}", pg.section.note));
+    }
     if !pg.serving {
         return (Protection::Down, format!("PostgreSQL is {}: {}", pg.section.state, pg.section.note));
     }
-    match identity.nodes {
-        0 | 1 => (
-            Protection::Single,
-            "one node by design: losing it loses the service, and data unless backed up".into(),
-        ),
-        nodes => (
-            Protection::Exposed,
-            format!(
-                "the site file names {nodes} nodes and this one is not paired: losing it loses service and data"
-            ),
-        ),
-    }
+    let reason = "one node by design: losing it loses the service, and data unless backed up";
+    (Protection::Single, reason.into())
 }
 
 fn image(boot: BootInfo) -> ImageSection {
@@ -187,16 +181,14 @@ pub(crate) fn storage(paths: &Paths) -> Vec<StorageRow> {
 mod tests {
     use super::*;
 
-    fn protection_of(nodes: usize, serving: bool) -> (Protection, String) {
-        let identity = Identity { name: "a".into(), cluster: None, key: None, site: String::new(), nodes };
-        protection(&identity, &PgState { serving, ..PgState::default() })
-    }
-
     #[test]
-    fn a_lone_node_of_a_pair_is_not_called_single() {
-        assert_eq!(protection_of(1, true).0, Protection::Single);
-        assert_eq!(protection_of(2, true).0, Protection::Exposed);
-        let (level, reason) = protection_of(1, false);
-        assert_eq!((level, &*reason), (Protection::Down, "PostgreSQL is waiting: bring-up has not begun"));
+    fn a_node_of_a_pair_that_is_not_paired_says_why() {
+        let serving = PgState { serving: true, ..PgState::default() };
+        assert_eq!(protection(&serving).0, Protection::Single);
+        let mut pg = PgState::default();
+        let text = "PostgreSQL is waiting: bring-up has not begun";
+        assert_eq!(protection(&pg), (Protection::Down, text.to_owned()));
+        (pg.section.state, pg.section.note) = (PAIRING.to_owned(), "nobody is heard".to_owned());
+        assert_eq!(protection(&pg), (Protection::Down, "not paired yet: nobody is heard".to_owned()));
     }
 }

@@ -82,10 +82,12 @@ pub(crate) async fn enroll(
     address: SocketAddr,
     statement: &Statement,
     code: &Path,
+    say: &dyn Fn(&str),
 ) -> Result<PublicKey, TlsError> {
     let client: Client<Call, Reply> =
         Client::new(address, tls::client(identity, Trust::AnyKey, Speaks::Witness)?, ENROLL);
     let mut said = String::new();
+    say("the witness is asked to let the two in");
     loop {
         let why = match secret(code) {
             Ok(secret) => match once(&client, statement, &secret).await {
@@ -96,6 +98,7 @@ pub(crate) async fn enroll(
         };
         if why != said {
             tracing::warn!(%why, "not enrolled at the witness yet");
+            say(&format!("not enrolled at the witness yet: {why}"));
             said = why;
         }
         sleep(ENROLL_PAUSE).await;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::record::{self, RecordError};
 use crate::files::{self, Access, At, FileError};
+use crate::hex;
 use crate::paths::Paths;
 
 /// Version of the file.
@@ -92,29 +93,6 @@ struct Stored {
 struct Pinned {
     #[serde(with = "hex")]
     key: [u8; 32],
-}
-
-/// Bytes as hexadecimal digits.
-mod hex {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub(super) fn serialize<S: Serializer, const N: usize>(
-        bytes: &[u8; N],
-        out: S,
-    ) -> Result<S::Ok, S::Error> {
-        let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        out.serialize_str(&text)
-    }
-
-    pub(super) fn deserialize<'a, D: Deserializer<'a>, const N: usize>(from: D) -> Result<[u8; N], D::Error> {
-        let text = String::deserialize(from)?;
-        let digit = |at: usize| u8::from_str_radix(text.get(at * 2..at * 2 + 2)?, 16).ok();
-        let bytes: Option<Vec<u8>> = (0..N).map(digit).collect();
-        bytes
-            .filter(|_| text.len() == 2 * N)
-            .and_then(|bytes| bytes.try_into().ok())
-            .ok_or_else(|| D::Error::custom(format!("{text:?} is not {} hexadecimal digits", 2 * N)))
-    }
 }
 
 fn path(paths: &Paths) -> std::path::PathBuf {

@@ -102,8 +102,9 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    /// Runs until the supervisor is killed.
-    pub(crate) async fn run(mut self) -> Result<std::convert::Infallible, DriverError> {
+    /// Runs until the supervisor is killed. `say` is told what it waits for until it has something to show.
+    pub(crate) async fn run(mut self, say: &dyn Fn(&str)) -> Result<std::convert::Infallible, DriverError> {
+        say("what is on its disk is looked at");
         let identity = Identity::load_or_make(&membership::identity_path(&self.paths)?)?;
         let me = self.membership.role(&identity.public());
         let record = Rc::new(Record::open(&self.paths, &[DATABASE])?);
@@ -119,7 +120,7 @@ impl Driver {
         let (events, queue) = mpsc::channel(EVENTS_MAX);
         let witness = match (config.voting, self.site.witness) {
             (Voting::Arbiter, Some(address)) => {
-                let key = self.witness_key(&identity, boot, &record, &config).await?;
+                let key = self.witness_key(&identity, boot, &record, &config, say).await?;
                 let cluster = self.membership.cluster;
                 let witness =
                     Witness::new(&identity, key, address, cluster, config.lease_ms, events.clone())?;
@@ -241,6 +242,7 @@ impl Driver {
         boot: BootId,
         record: &Record,
         config: &Config,
+        say: &dyn Fn(&str),
     ) -> Result<dyad_channel::PublicKey, DriverError> {
         if let Some(key) = self.membership.witness {
             return Ok(key);
@@ -256,7 +258,7 @@ impl Driver {
             boot,
             mirror: registers.into_iter().collect(),
         };
-        let key = arbiter::enroll(identity, address, &statement, &code).await?;
+        let key = arbiter::enroll(identity, address, &statement, &code, say).await?;
         self.membership.witness = Some(key);
         self.membership.store(&self.paths)?;
         tracing::info!(witness = %key.id(), "enrolled at the witness");

@@ -11,7 +11,7 @@ use dyad_api::operator::{
 };
 use dyad_channel::client::Client;
 use dyad_channel::operator::{Ask, Told};
-use dyad_spec::site::Postgresql;
+use dyad_spec::site::{Pairing, Postgresql};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -35,6 +35,8 @@ const EXEC_DEADLINE_MS_MAX: u32 = 600_000;
 pub(crate) struct Declared {
     pub(crate) identity: Identity,
     pub(crate) postgresql: Postgresql,
+    /// How it pairs; `None`: it is a node by itself.
+    pub(crate) pairing: Option<Pairing>,
 }
 
 impl Declared {
@@ -42,8 +44,8 @@ impl Declared {
     pub(crate) fn unknown() -> Self {
         let name = dyad_net::UNNAMED.to_owned();
         let site = "not read yet: the disk that it is on is being made ready".to_owned();
-        let identity = Identity { name, cluster: None, key: None, site, nodes: 1 };
-        Self { identity, postgresql: Loaded::Absent.postgresql() }
+        let identity = Identity { name, cluster: None, key: None, site };
+        Self { identity, postgresql: Loaded::Absent.postgresql(), pairing: None }
     }
 }
 
@@ -159,6 +161,7 @@ impl Context {
             Call::Freeze(freeze) => self.freeze(freeze).await,
             Call::TakeOver(how) => self.take_over(how).await,
             Call::Events(which) => self.events(which).await,
+            Call::Pair(code) => self.pair_by(code).await,
             Call::Exec(exec) => self.exec(exec).await.map(|result| value(&result)),
         }
     }
@@ -178,7 +181,7 @@ impl Context {
         Ok(())
     }
 
-    async fn order(&self, call: control::Call) -> Result<Value, Failure> {
+    pub(super) async fn order(&self, call: control::Call) -> Result<Value, Failure> {
         tracing::info!(?call, "the operator's order");
         self.pid1.order(call).await.map_err(|error| failure(&error))?;
         Ok(json!({}))

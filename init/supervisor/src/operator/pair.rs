@@ -2,17 +2,20 @@
 
 use std::time::Duration;
 
+use dyad_api::control;
 use dyad_api::operator::{
-    Call, Events, FREEZE_SECONDS_MAX, Failure, FailureKind, Freeze, LOG_LINES_MAX, NodeName, Reply, Request,
-    ResourceName, SwitchOver, TakeOver,
+    Call, Code, Events, FREEZE_SECONDS_MAX, Failure, FailureKind, Freeze, LOG_LINES_MAX, NodeName, Reply,
+    Request, ResourceName, SwitchOver, TakeOver,
 };
 use dyad_channel::operator::{Ask, Told};
 use dyad_cluster::event::{Command, Event};
 use dyad_cluster::phase::Phase;
+use dyad_spec::site::Pairing;
 use serde_json::{Value, json};
 
 use super::calls::{Caller, Context, value};
 use crate::driver::{self, DATABASE, Shown};
+use crate::pairing::{self, Taken};
 
 const NOT_PAIRED: &str = "this node is not a member of a pair";
 /// The one replicated thing.
@@ -63,6 +66,28 @@ impl Context {
         let taken = member.orders.send(Event::Command(command)).await;
         taken.map_err(|_| Failure::new(FailureKind::Unavailable, "the supervisor is ending"))?;
         Ok(json!({}))
+    }
+
+    /// Takes the code that was typed, or makes one.
+    pub(super) async fn pair_by(&self, Code { code }: Code) -> Result<Value, Failure> {
+        match self.declared.borrow().pairing {
+            Some(Pairing::Code) => {}
+            Some(Pairing::Key) => {
+                return Err(refused("this site pairs by its site key; nothing is to be typed"));
+            }
+            None => return Err(refused("the site file names one node: there is nobody to pair with")),
+        }
+        if self.pair.borrow().is_some() {
+            return Err(refused("this node is a member of a pair already"));
+        }
+        let taken = pairing::take_code(&self.paths, code.as_deref());
+        let Taken { code, replaced } =
+            taken.map_err(|error| Failure::new(FailureKind::Usage, error.to_string()))?;
+        if replaced {
+            // Whoever went by the old one begins anew.
+            self.order(control::Call::Restart { name: "supervisor".to_owned() }).await?;
+        }
+        Ok(value(&Code { code: Some(code) }))
     }
 
     pub(super) fn why(&self, of: &ResourceName) -> Result<Value, Failure> {

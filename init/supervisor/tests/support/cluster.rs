@@ -50,8 +50,17 @@ fn programs() -> PathBuf {
     directory.to_owned()
 }
 
-/// Runs a story in user and network namespaces of its own, as `postgres`.
+/// Runs a story of two members in user and network namespaces of its own, as `postgres`.
 pub(crate) fn story(name: &str, profile: &str, tell: impl FnOnce(&mut Cluster)) {
+    within_namespaces(name, || tell(&mut Cluster::paired(profile)));
+}
+
+/// The same of two blank nodes.
+pub(crate) fn story_of_blank_nodes(name: &str, profile: &str, tell: impl FnOnce(&mut Cluster)) {
+    within_namespaces(name, || tell(&mut Cluster::blank(profile)));
+}
+
+pub(crate) fn within_namespaces(name: &str, tell: impl FnOnce()) {
     if std::env::var_os(INSIDE).is_none() {
         let (uid, gid) = postgres_ids();
         let status = Command::new("/usr/bin/unshare")
@@ -66,22 +75,39 @@ pub(crate) fn story(name: &str, profile: &str, tell: impl FnOnce(&mut Cluster)) 
         assert!(status.success(), "{name}, as postgres: {status}");
         return;
     }
-    tell(&mut Cluster::paired(profile));
+    tell();
 }
 
 /// The witness's process; killed when dropped.
-struct Witness {
+pub(crate) struct Witness {
     child: Child,
     address: SocketAddr,
     state: tempfile::TempDir,
 }
 
 impl Witness {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let state = tempfile::tempdir().unwrap();
+        let (child, address) = Self::run(state.path(), "10.77.0.254:0");
+        Witness { child, address, state }
+    }
+
+    /// SIGKILL, and a new one with what the old one left.
+    pub(crate) fn restart(&mut self) {
+        self.end();
+        let listen = self.address.to_string();
+        self.child = Self::run(self.state.path(), &listen).0;
+    }
+
+    fn end(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    fn run(state: &Path, listen: &str) -> (Child, SocketAddr) {
         let mut child = Command::new(program("dyad-witness"))
-            .args(["run", "--listen", "10.77.0.254:0", "--state"])
-            .arg(state.path())
+            .args(["run", "--listen", listen, "--state"])
+            .arg(state)
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -93,7 +119,7 @@ impl Witness {
             }
         };
         std::thread::spawn(move || lines.for_each(drop));
-        Witness { child, address, state }
+        (child, address)
     }
 
     fn code(&self) -> Vec<u8> {
@@ -109,8 +135,7 @@ impl Witness {
 
 impl Drop for Witness {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.end();
     }
 }
 
@@ -120,7 +145,7 @@ pub(crate) struct Cluster {
     pub(crate) lan: Lan,
     /// Holds the key of the site's operator.
     operator: tempfile::TempDir,
-    _witness: Witness,
+    pub(crate) witness: Witness,
 }
 
 fn site(witness: SocketAddr, operator: &Identity, profile: &str) -> String {
@@ -165,6 +190,11 @@ ann = "ed25519:{operator}"
     )
 }
 
+/// The site of nodes that find each other.
+pub(crate) fn blank_site(witness: &Witness, profile: &str) -> String {
+    site(witness.address, &Identity::draw().unwrap(), profile)
+}
+
 fn postgresql(text: &str) -> Postgresql {
     Site::parse(Source::new("site.toml", text.to_owned()))
         .unwrap_or_else(|found| panic!("{}", found.render(false)))
@@ -207,7 +237,22 @@ impl Cluster {
             };
             member.store(&paths[own]).unwrap();
         }
-        Cluster { nodes, lan, operator, _witness: witness }
+        Cluster { nodes, lan, operator, witness }
+    }
+
+    /// What an installer leaves: the site file, one site key, and a code for the witness.
+    fn blank(profile: &str) -> Self {
+        let lan = Lan::new();
+        let witness = Witness::start();
+        let (code, operator) = (witness.code(), tempfile::tempdir().unwrap());
+        let text = blank_site(&witness, profile);
+        let nodes = [0, 1].map(|at| {
+            let node = Node::on(Some(lan.machine(at)), Some(&text));
+            std::fs::write(node.path("efi/dyad/site.key"), "5e".repeat(32)).unwrap();
+            std::fs::write(node.path("efi/dyad/witness.code"), &code).unwrap();
+            node
+        });
+        Cluster { nodes, lan, operator, witness }
     }
 
     /// A key of the site's operator, or one that nobody knows.

@@ -22,7 +22,7 @@ const BRIDGE: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
 
 /// The bridge; the test itself has an address on it.
 pub(crate) struct Lan {
-    machines: [Machine; 2],
+    machines: Vec<Machine>,
 }
 
 /// A machine's network; it begins anew with every power on.
@@ -46,6 +46,11 @@ fn ip(words: &str) {
 
 impl Lan {
     pub(crate) fn new() -> Self {
+        Self::of(2)
+    }
+
+    /// With so many machines.
+    pub(crate) fn of(machines: usize) -> Self {
         ip("link add lan address 02:00:00:00:00:fe type bridge forward_delay 0");
         ip("address add 10.77.0.254/24 dev lan");
         ip("address add fd77::fe/64 dev lan nodad");
@@ -53,7 +58,7 @@ impl Lan {
         ip("link add repl type bridge forward_delay 0");
         ip("link set repl up");
         let machine = |at| Machine(Arc::new(Inner { at, holder: Mutex::new(None) }));
-        let machines = [0, 1].map(machine);
+        let machines: Vec<Machine> = (0..machines).map(machine).collect();
         machines.iter().for_each(Machine::power_on);
         Self { machines }
     }
