@@ -77,7 +77,7 @@ pub struct UpArgs {
     /// Lay no site file on the disks: for images that are not Dyad's
     #[arg(long, conflicts_with = "site")]
     pub no_site: bool,
-    /// Return when the machines run, without waiting for SQL
+    /// Return when the machines run, without waiting for anything more
     #[arg(long)]
     pub no_wait: bool,
     /// Print the status as JSON at the end
@@ -109,7 +109,7 @@ impl Default for UpArgs {
 /// The lab's commands. Exit codes: 0 done; 1 refused or failed, the reason on standard error; 2 usage.
 #[derive(Debug, Subcommand)]
 pub enum LabCommand {
-    /// Build the image, boot the nodes and wait until they answer SQL
+    /// Build the image, boot the nodes and wait until they are as well protected as they can be
     Up(UpArgs),
     /// Show how the lab is
     Status {
@@ -125,9 +125,9 @@ pub enum LabCommand {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         command: Vec<OsString>,
     },
-    /// Run psql against a node
+    /// Run psql against the node that takes writes, or another one
     Psql {
-        /// Which node [default: the first that serves]
+        /// Which node [default: the one that takes writes]
         #[arg(long)]
         node: Option<String>,
         /// Arguments of psql

@@ -122,7 +122,7 @@ pub(crate) fn credentials(state: &StateDir, node: &str) -> Result<Credentials> {
 fn psql(state: &StateDir, node: Option<&str>, args: &[OsString]) -> Result<()> {
     let node = match node {
         Some(node) => node.to_owned(),
-        None => first_with_agent(state)?,
+        None => serving(state)?,
     };
     let found = credentials(state, &node)?;
     let (Some(address), Some(role)) = (found.addresses.first(), found.roles.first()) else {
@@ -149,10 +149,10 @@ fn psql(state: &StateDir, node: Option<&str>, args: &[OsString]) -> Result<()> {
     Err(psql.program.become_it(args, &env))
 }
 
-fn first_with_agent(state: &StateDir) -> Result<String> {
-    match machines(state)?.into_iter().find(|m| m.agent && m.power == Power::On) {
-        Some(row) => Ok(row.name),
-        None => refuse("no node's supervisor answers yet; `dyad lab status` shows how far they are"),
+fn serving(state: &StateDir) -> Result<String> {
+    match status::writer(state)? {
+        Some(name) => Ok(name),
+        None => refuse("no node takes writes now; `dyad lab status` shows how far they are"),
     }
 }
 

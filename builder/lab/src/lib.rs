@@ -34,6 +34,7 @@ mod partition;
 mod process;
 mod qmp;
 mod root;
+mod secrets;
 mod site;
 mod state;
 mod status;

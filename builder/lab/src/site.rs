@@ -3,7 +3,8 @@
 use std::fmt::Write;
 use std::net::Ipv4Addr;
 
-use crate::topology::{LAN_PREFIX_V4, LAN_PREFIX_V6, Node, Role, mac_text};
+use crate::topology::{LAN_PREFIX_V4, LAN_PREFIX_V6, Node, Role, WITNESS_V4, mac_text};
+use crate::witness::PORT;
 
 /// The database and its owner that the lab declares.
 const DATABASE: &str = "lab";
@@ -17,8 +18,8 @@ pub(crate) enum Shape {
     Plain,
 }
 
-/// The site file of `node` in a lab of `count` nodes. Nodes go in pairs, because a site has one or two: a and b, c and d.
-pub(crate) fn text(node: Node, count: u8, shape: Shape) -> String {
+/// The site file of `node` in a lab of `count` nodes, with or without a witness. Nodes go in pairs, because a site has one or two: a and b, c and d.
+pub(crate) fn text(node: Node, count: u8, shape: Shape, witness: bool) -> String {
     let first = node.0 / 2 * 2;
     let members: Vec<_> = Node::first(count).filter(|n| n.0 / 2 * 2 == first).collect();
     let profile = match shape {
@@ -31,6 +32,9 @@ pub(crate) fn text(node: Node, count: u8, shape: Shape) -> String {
          profile = \"{profile}\"\n",
         first / 2 + 1
     );
+    if witness && members.len() > 1 {
+        out += &format!("witness = \"{WITNESS_V4}:{PORT}\"\n");
+    }
     for member in members {
         node_tables(&mut out, member, shape).expect("writing to a String does not fail");
     }
@@ -81,7 +85,7 @@ mod tests {
     use super::*;
 
     fn parse(node: u8, count: u8, shape: Shape) -> Site {
-        Site::parse(Source::new("site.toml", text(Node(node), count, shape)))
+        Site::parse(Source::new("site.toml", text(Node(node), count, shape, true)))
             .unwrap_or_else(|e| panic!("{e}"))
     }
 
@@ -107,12 +111,17 @@ mod tests {
     #[test]
     fn a_pair_shares_one_site_and_a_third_node_stands_alone() {
         for shape in [Shape::Bonded, Shape::Plain] {
-            assert_eq!(text(Node(0), 3, shape), text(Node(1), 3, shape));
+            assert_eq!(text(Node(0), 3, shape, true), text(Node(1), 3, shape, true));
             assert_eq!(parse(0, 3, shape).nodes.len(), 2);
             assert_eq!(parse(2, 3, shape).nodes.len(), 1);
+            assert_eq!(parse(0, 3, shape).witness, Some("10.77.0.2:7400".parse().unwrap()));
+            assert_eq!(parse(2, 3, shape).witness, None, "nobody votes about a single node");
+            assert!(!text(Node(0), 3, shape, false).contains("witness"));
             assert_ne!(parse(0, 4, shape).cluster, parse(2, 4, shape).cluster);
         }
-        assert!(text(Node(1), 2, Shape::Bonded).contains("bond0 = [\"10.77.0.12/24\", \"fd77::12/64\"]"));
-        assert!(text(Node(1), 2, Shape::Plain).contains("repl1 = [\"10.77.2.12/24\"]"));
+        assert!(
+            text(Node(1), 2, Shape::Bonded, true).contains("bond0 = [\"10.77.0.12/24\", \"fd77::12/64\"]")
+        );
+        assert!(text(Node(1), 2, Shape::Plain, true).contains("repl1 = [\"10.77.2.12/24\"]"));
     }
 }

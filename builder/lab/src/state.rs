@@ -8,6 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use dyad_api::operator::Protection;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,8 @@ pub(crate) struct LabFile {
     pub(crate) backend: BackendFile,
     /// The witness' program; no witness without.
     pub(crate) witness: Option<PathBuf>,
+    /// The best that two nodes of this lab come to.
+    pub(crate) pair: Protection,
 }
 
 impl LabFile {
@@ -79,7 +82,7 @@ impl StateDir {
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
         let nodes = Node::first(nodes).map(|n| self.node(n));
-        for dir in nodes.chain([self.member(WITNESS), self.root.clone()]) {
+        for dir in nodes.chain([self.member(WITNESS), self.secrets(), self.root.clone()]) {
             builder.create(&dir).at("create directory", &dir)?;
         }
         Ok(())
@@ -98,6 +101,11 @@ impl StateDir {
     /// The unpacked image of a lab of containers.
     pub(crate) fn container_root(&self) -> PathBuf {
         self.root.join("root")
+    }
+
+    /// What the nodes of each pair have in common and nobody else may know.
+    pub(crate) fn secrets(&self) -> PathBuf {
+        self.root.join("secrets")
     }
 
     fn nodes(&self) -> PathBuf {
@@ -209,7 +217,7 @@ impl StateDir {
     /// Removes disks, logs and everything else that the lab made, but nothing that it did not make.
     pub(crate) fn remove_all(&self) -> Result<()> {
         let root = self.container_root();
-        for dir in [&self.nodes(), &self.image_dir(), &root.with_extension("new"), &root] {
+        for dir in [&self.nodes(), &self.secrets(), &self.image_dir(), &root.with_extension("new"), &root] {
             crate::root::remove(dir)?;
         }
         for file in ["lab.json", "lab.json.new", CONTROL, "daemon.log", "lock"] {
@@ -237,8 +245,8 @@ pub(crate) fn remove_file(path: &Path) -> Result<()> {
     }
 }
 
-/// A name of the control socket that fits a socket address (108 bytes) however deep the directory lies.
-fn through(dir: &File) -> PathBuf {
+/// A name of a control socket in this directory that fits a socket address (108 bytes) however deep the directory lies.
+pub(crate) fn through(dir: &File) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}/{CONTROL}", dir.as_raw_fd()))
 }
 

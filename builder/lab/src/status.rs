@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::commands::{machines, pretty, print};
 use crate::control::{CutRow, Power, Request, Row, ask_for};
-use crate::error::Result;
+use crate::error::{LabError, Result};
 use crate::state::StateDir;
 use crate::topology::WITNESS;
 
@@ -42,14 +42,78 @@ struct LabNode {
     phase: String,
 }
 
+/// What was learnt of a node.
+pub(crate) struct Seen {
+    pub(crate) name: String,
+    /// What it says of itself, or why it says nothing.
+    pub(crate) said: std::result::Result<Status, String>,
+}
+
+/// Nodes that share a database, or one by itself.
+pub(crate) struct Group<'a> {
+    seen: &'a [Seen],
+    best: Protection,
+}
+
+impl<'a> Group<'a> {
+    fn answers(&self) -> impl Iterator<Item = &'a Status> + use<'a> {
+        self.seen.iter().filter_map(|seen| seen.said.as_ref().ok())
+    }
+
+    /// Whether all say that they are as well protected as they can be.
+    pub(crate) fn is_at_best(&self) -> bool {
+        self.seen.iter().all(|s| s.said.as_ref().is_ok_and(|said| rank(said.protection) >= rank(self.best)))
+    }
+
+    /// The node that takes writes.
+    pub(crate) fn writer(&self) -> Option<&'a str> {
+        self.seen.iter().find_map(|seen| {
+            let rows = &seen.said.as_ref().ok()?.nodes;
+            rows.iter().find(|row| row.name == seen.name && row.role == "primary" && row.up)?;
+            Some(&*seen.name)
+        })
+    }
+
+    /// How well the database is protected, and why. One that is not reached may say worse of it than its holder, who
+    /// knows.
+    fn level(&self) -> (Protection, String) {
+        let best = self.answers().max_by_key(|said| rank(said.protection));
+        let silent = self.seen.iter().filter_map(|seen| seen.said.as_ref().err());
+        let level = best.map_or(Protection::Down, |said| said.protection);
+        let reasons = best.map(|said| said.reason.clone()).into_iter().chain(silent.cloned());
+        (level, reasons.collect::<Vec<_>>().join("; "))
+    }
+}
+
+/// Asks the nodes among the members.
+pub(crate) fn ask_all(state: &StateDir, rows: &[Row]) -> Vec<Seen> {
+    let nodes = rows.iter().filter(|row| row.name != WITNESS);
+    nodes.map(|row| Seen { name: row.name.clone(), said: observe(state, row) }).collect()
+}
+
+/// The nodes as they share databases. `pair`: the best that two come to; nodes without a site stand alone.
+pub(crate) fn groups(seen: &[Seen], pair: Protection) -> Vec<Group<'_>> {
+    let size = if pair == Protection::Single { 1 } else { 2 };
+    let best = |nodes: usize| if nodes == 1 { Protection::Single } else { pair };
+    seen.chunks(size).map(|seen| Group { seen, best: best(seen.len()) }).collect()
+}
+
 /// Asks everybody.
 pub(crate) fn look(state: &StateDir) -> Result<LabStatus> {
     let mut rows = machines(state)?;
+    let Some(lab) = state.load()? else { return Err(LabError::NotUp(state.root().to_path_buf())) };
     let cuts = ask_for(state, &Request::Cuts)?;
+    let seen = ask_all(state, &rows);
     let witness = rows.iter().position(|row| row.name == WITNESS).map(|at| rows.remove(at));
-    let answers: Vec<_> = rows.iter().map(|row| observe(state, row)).collect();
     let witness = witness.map(|row| LabWitness { power: row.power, end: row.end });
-    Ok(LabStatus { witness, cuts, ..combine(&rows, answers) })
+    Ok(LabStatus { witness, cuts, ..combine(&rows, &groups(&seen, lab.pair)) })
+}
+
+/// The node to which a question of SQL goes: the one that takes writes.
+pub(crate) fn writer(state: &StateDir) -> Result<Option<String>> {
+    let Some(lab) = state.load()? else { return Err(LabError::NotUp(state.root().to_path_buf())) };
+    let seen = ask_all(state, &machines(state)?);
+    Ok(groups(&seen, lab.pair).iter().find_map(Group::writer).map(str::to_owned))
 }
 
 /// Prints the status.
@@ -74,7 +138,7 @@ pub(crate) fn show(state: &StateDir, as_json: bool) -> Result<()> {
 }
 
 /// How an enumeration's value is written in JSON.
-fn word(value: &impl Serialize) -> String {
+pub(crate) fn word(value: &impl Serialize) -> String {
     json!(value).as_str().unwrap_or_default().to_owned()
 }
 
@@ -92,10 +156,10 @@ fn observe(state: &StateDir, row: &Row) -> std::result::Result<Status, String> {
     }
 }
 
-/// Nodes that are not paired are as good as the worst of them: each has data that no other has.
-fn combine(rows: &[Row], answers: Vec<std::result::Result<Status, String>>) -> LabStatus {
+/// A lab is as good as the worst of its databases.
+fn combine(rows: &[Row], groups: &[Group<'_>]) -> LabStatus {
     let mut status = LabStatus {
-        protection: Protection::Single,
+        protection: Protection::Protected,
         reason: String::new(),
         nodes: Vec::new(),
         resources: Vec::new(),
@@ -104,7 +168,20 @@ fn combine(rows: &[Row], answers: Vec<std::result::Result<Status, String>>) -> L
         cuts: Vec::new(),
     };
     let mut reasons = Vec::new();
-    for (row, answer) in rows.iter().zip(answers) {
+    for group in groups {
+        let (level, reason) = group.level();
+        if rank(level) < rank(status.protection) {
+            status.protection = level;
+        }
+        reasons.push(reason);
+        // Whoever takes writes knows best who holds what.
+        let knows = group.seen.iter().find(|seen| Some(&*seen.name) == group.writer());
+        if let Some(said) = knows.and_then(|seen| seen.said.as_ref().ok()).or(group.answers().next()) {
+            status.resources.extend(said.resources.iter().cloned());
+            status.vips.extend(said.vips.iter().cloned());
+        }
+    }
+    for (row, seen) in rows.iter().zip(groups.iter().flat_map(|group| group.seen)) {
         let silent = NodeRow {
             name: row.name.clone(),
             role: "none".into(),
@@ -112,20 +189,8 @@ fn combine(rows: &[Row], answers: Vec<std::result::Result<Status, String>>) -> L
             timeline: None,
             lag_bytes: None,
         };
-        let node = match answer {
-            Ok(said) => {
-                status.protection = worse(status.protection, said.protection);
-                reasons.push(format!("{}: {}", row.name, said.reason));
-                status.resources.extend(said.resources);
-                status.vips.extend(said.vips);
-                said.nodes.into_iter().find(|n| n.name == row.name).unwrap_or(silent)
-            }
-            Err(reason) => {
-                status.protection = Protection::Down;
-                reasons.push(reason);
-                silent
-            }
-        };
+        let own = |said: &Status| said.nodes.iter().find(|n| n.name == row.name).cloned();
+        let node = seen.said.as_ref().ok().and_then(own).unwrap_or(silent);
         let phase = row.phases.last().map(|p| p.name.clone()).unwrap_or_default();
         status.nodes.push(LabNode { row: node, power: row.power, phase });
     }
@@ -133,15 +198,14 @@ fn combine(rows: &[Row], answers: Vec<std::result::Result<Status, String>>) -> L
     status
 }
 
-fn worse(a: Protection, b: Protection) -> Protection {
-    let rank = |p: Protection| match p {
+fn rank(p: Protection) -> u8 {
+    match p {
         Protection::Down => 0,
         Protection::Exposed => 1,
         Protection::Single => 2,
         Protection::Synced => 3,
         Protection::Protected => 4,
-    };
-    if rank(a) <= rank(b) { a } else { b }
+    }
 }
 
 #[cfg(test)]
@@ -166,19 +230,49 @@ mod tests {
         .unwrap()
     }
 
+    fn seen(name: &str, said: std::result::Result<Status, String>) -> Seen {
+        Seen { name: name.into(), said }
+    }
+
     #[test]
-    fn as_good_as_the_worst_node() {
+    fn as_good_as_the_worst_database() {
         let rows = [row("node-a", Power::On), row("node-b", Power::On)];
-        let good = combine(&rows, vec![Ok(said("node-a", "SINGLE")), Ok(said("node-b", "SINGLE"))]);
+        let all =
+            [seen("node-a", Ok(said("node-a", "SINGLE"))), seen("node-b", Ok(said("node-b", "SINGLE")))];
+        let good = combine(&rows, &groups(&all, Protection::Single));
         assert_eq!(good.protection, Protection::Single);
         let object = json!(good);
         assert_eq!(object["nodes"][1]["role"], "primary");
         assert_eq!(object["nodes"][1]["power"], "on");
         assert_eq!(object["protection"], "SINGLE");
 
-        let bad = combine(&rows, vec![Ok(said("node-a", "SINGLE")), Err("node-b is off".into())]);
+        let all = [seen("node-a", Ok(said("node-a", "SINGLE"))), seen("node-b", Err("node-b is off".into()))];
+        let bad = combine(&rows, &groups(&all, Protection::Single));
         assert_eq!(bad.protection, Protection::Down);
         assert!(bad.reason.contains("node-b is off"));
         assert_eq!(json!(bad)["nodes"][1]["up"], false);
+    }
+
+    #[test]
+    fn a_pair_is_what_its_holder_says_and_at_its_best_when_both_say_so() {
+        let both = |a: &str, b: &str| {
+            let (mut first, second) = (said("node-a", a), said("node-b", b));
+            first.nodes[0].role = "standby".into();
+            [seen("node-a", Ok(first)), seen("node-b", Ok(second))]
+        };
+        let all = both("PROTECTED", "PROTECTED");
+        let found = groups(&all, Protection::Protected);
+        assert_eq!((found.len(), found[0].writer(), found[0].is_at_best()), (1, Some("node-b"), true));
+        let all = both("DOWN", "EXPOSED");
+        let found = groups(&all, Protection::Protected);
+        assert!(!found[0].is_at_best() && found[0].level().0 == Protection::Exposed);
+        let all =
+            [seen("node-a", Err("node-a is off".into())), seen("node-b", Ok(said("node-b", "EXPOSED")))];
+        let found = groups(&all, Protection::Protected);
+        let (level, reason) = found[0].level();
+        assert!(level == Protection::Exposed && reason.contains("node-a is off"), "{reason}");
+        let three = ["node-a", "node-b", "node-c"].map(|name| seen(name, Ok(said(name, "SINGLE"))));
+        let found = groups(&three, Protection::Protected);
+        assert_eq!(found.iter().map(Group::is_at_best).collect::<Vec<_>>(), [false, true]);
     }
 }

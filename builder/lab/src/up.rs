@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use dyad_api::operator::Protection;
 use dyad_spec::{Source, site::Site};
 
 use crate::cli::{Backend, UpArgs};
@@ -22,8 +24,9 @@ use crate::machine::Setup;
 use crate::process::{Program, spawn_daemon};
 use crate::site::Shape;
 use crate::state::{BackendFile, LabFile, StateDir};
-use crate::topology::{Node, WITNESS};
-use crate::{accel, cgroup, clock, container, daemon, disk, root, site, status, tools, wait};
+use crate::topology::{Node, WITNESS, WITNESS_V4};
+use crate::witness::PORT;
+use crate::{accel, cgroup, clock, container, daemon, disk, root, secrets, site, status, tools, wait};
 
 /// How long the daemon may take to listen; it may have a root to unpack.
 const DAEMON_WAIT: Duration = Duration::from_secs(120);
@@ -52,12 +55,16 @@ pub(crate) fn up(state: &StateDir, args: &UpArgs, env: &LabEnv) -> Result<()> {
         Err(LabError::NotUp(_)) => Some(begin(state, args, env, &progress)?),
         Err(e) => return Err(e),
     };
-    for row in machines(state)?.iter().filter(|r| r.power == Power::Off) {
+    let mut rows = machines(state)?;
+    // The third vote is there when the nodes ask for it.
+    rows.sort_by_key(|row| row.name != WITNESS);
+    for row in rows.iter().filter(|row| row.power == Power::Off) {
         ask(state, &Request::Start { node: row.name.clone() })?;
         progress.say(&format!("{}: powered on", row.name));
     }
+    secrets::open_codes(state)?;
     if !args.no_wait {
-        wait::wait_for_sql(state, &progress)?;
+        wait::wait_for_best(state, &progress)?;
     }
     if let Some(leash) = leash {
         writeln!(&leash, "{}", daemon::RELEASE).doing("tell the daemon to stay")?;
@@ -87,6 +94,7 @@ fn begin(state: &StateDir, args: &UpArgs, env: &LabEnv, progress: &Progress) -> 
     let before = state.load()?;
     let image = image(state, args, env, progress)?;
     let witness = witness(state, args, &image, progress)?;
+    let sites = Sites { witness: witness.is_some(), ..sites };
     let grant = host.grant();
     let (backend, kept) = match host {
         Host::Vm { qemu, firmware } => machines_ready(state, args, &image, &sites, qemu, firmware, progress)?,
@@ -104,7 +112,7 @@ fn begin(state: &StateDir, args: &UpArgs, env: &LabEnv, progress: &Progress) -> 
         }
         _ => image.id,
     };
-    state.save(&LabFile { nodes: args.nodes, image: id, backend, witness })?;
+    state.save(&LabFile { nodes: args.nodes, image: id, backend, witness, pair: sites.best() })?;
     let leash = start_daemon(state, &lock, grant.as_ref());
     // Dropping it would unlock the daemon's inherited copy too; closed at the end of this process it stays locked there.
     std::mem::forget(lock);
@@ -189,8 +197,11 @@ fn containers_ready(
             // The state directory lets nobody else in; in the container others must get through.
             fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).at("set the mode of", dir)?;
         }
-        if let Some(text) = sites.of(node, args.nodes, Shape::Plain) {
-            fs::write(&site, text).at("write", &site)?;
+        for (path, text) in sites.files(state, node, args.nodes, Shape::Plain)? {
+            let path = dir.join("efi").join(path);
+            fs::write(&path, text).at("write", &path)?;
+            // As on a machine, where the boot partition is root's alone.
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).at("set the mode of", &path)?;
         }
     }
     if kept == 0 {
@@ -237,12 +248,19 @@ fn image(state: &StateDir, args: &UpArgs, env: &LabEnv, progress: &Progress) -> 
     (env.build)(definition, &out).map_err(LabError::Build)
 }
 
-/// What site files the nodes get.
-enum Sites {
+/// What the nodes get on their ESP.
+struct Sites {
+    text: Text,
+    /// The lab has a witness.
+    witness: bool,
+}
+
+/// What site file.
+enum Text {
     /// None.
     None,
     /// This one.
-    Given(String),
+    Given(String, Box<Site>),
     /// The lab's own.
     Own,
 }
@@ -251,22 +269,46 @@ impl Sites {
     /// Reads and checks the given file before anything is made.
     fn choose(args: &UpArgs) -> Result<Self> {
         let Some(path) = &args.site else {
-            return Ok(if args.no_site { Sites::None } else { Sites::Own });
+            let text = if args.no_site { Text::None } else { Text::Own };
+            return Ok(Sites { text, witness: false });
         };
         let text = fs::read_to_string(path).at("read", path)?;
         match Site::parse(Source::new(path.display().to_string(), text.clone())) {
-            Ok(_) => Ok(Sites::Given(text)),
+            Ok(site) => Ok(Sites { text: Text::Given(text, Box::new(site)), witness: false }),
             Err(e) => refuse(format!("the site file is not accepted\n{e}")),
         }
     }
 
-    /// The site file of a node.
-    fn of(&self, node: Node, count: u8, shape: Shape) -> Option<String> {
-        match self {
-            Sites::None => None,
-            Sites::Given(text) => Some(text.clone()),
-            Sites::Own => Some(site::text(node, count, shape)),
+    /// Whether the nodes name the lab's witness.
+    fn witness(&self) -> bool {
+        let at = Some(SocketAddr::from((WITNESS_V4, PORT)));
+        match &self.text {
+            Text::None => false,
+            Text::Given(_, site) => self.witness && site.witness == at,
+            Text::Own => self.witness,
         }
+    }
+
+    /// The best that two nodes come to.
+    fn best(&self) -> Protection {
+        match &self.text {
+            Text::None => Protection::Single,
+            Text::Given(_, site) if site.nodes.len() < 2 => Protection::Single,
+            Text::Given(..) | Text::Own if self.witness() => Protection::Protected,
+            Text::Given(..) | Text::Own => Protection::Synced,
+        }
+    }
+
+    /// The files of a node: paths below the ESP, and contents.
+    fn files(&self, state: &StateDir, node: Node, count: u8, shape: Shape) -> Result<Vec<(String, String)>> {
+        let text = match &self.text {
+            Text::None => return Ok(Vec::new()),
+            Text::Given(text, _) => text.clone(),
+            Text::Own => site::text(node, count, shape, self.witness),
+        };
+        let mut files = secrets::of(state, node, self.witness())?;
+        files.push((SITE_PATH.to_owned(), text));
+        Ok(files)
     }
 }
 
@@ -283,8 +325,8 @@ fn disks(state: &StateDir, args: &UpArgs, image: &BuiltImage, setup: &Setup, sit
         if state.disk(node).exists() {
             kept += 1;
         } else {
-            let site = sites.of(node, args.nodes, Shape::Bonded);
-            let files: Vec<_> = site.map(|text| (SITE_PATH.to_owned(), text.into())).into_iter().collect();
+            let files = sites.files(state, node, args.nodes, Shape::Bonded)?;
+            let files: Vec<_> = files.into_iter().map(|(path, text)| (path, text.into())).collect();
             disk::make(&image.raw, &state.disk(node), u64::from(args.disk) << 30, &files)?;
         }
     }
