@@ -5,10 +5,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dyad_formats::cpio;
 use dyad_formats::tree::{Inode, Kind, Meta, Tree};
+use dyad_vm_tests::boot::wait;
 use dyad_vm_tests::{Lab, program, root, stdout, with_test_agent};
 use serde_json::Value;
 
@@ -31,6 +32,8 @@ const NESTED_LINE: &str = "nested: a guest of the appliance speaks";
 /// Emulation in an emulation: a kernel needs half a minute on two free processors.
 const NESTED_MS: &str = "180000";
 const NESTED_TRIES: u32 = 3;
+/// For a standby to show what its primary has committed.
+const REPLAY: Duration = Duration::from_secs(120);
 
 /// The configuration of the replicated volume: minor numbers instead of names that udev would make.
 const RESOURCE: &str = "global { usage-count no; }
@@ -108,12 +111,10 @@ impl Proofs {
     }
 
     fn postgresql(&self) {
+        self.lab.sql("create table proof (node text); insert into proof values ('kept')");
         for node in NODES {
-            let ask =
-                |text: &str| self.lab.ok(&["psql", "--node", node, "--", "-XAtqc", text]).trim().to_owned();
-            ask("create table proof (node text)");
-            ask(&format!("insert into proof values ('{node}')"));
-            assert_eq!(ask("select node from proof"), node);
+            let ask = || self.lab.run(&["psql", "--node", node, "--", "-XAtqc", "select node from proof"]);
+            wait(&format!("{node} has the row"), REPLAY, || ask().stdout == b"kept\n");
         }
     }
 

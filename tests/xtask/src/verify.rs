@@ -127,14 +127,15 @@ impl Checks {
     }
 }
 
-/// The README's main job: builds the lab's image, boots it, asks PostgreSQL, and takes the lab down.
+/// The README's main job: builds the lab's image, boots two machines until they are protected, asks PostgreSQL, and takes
+/// the lab down.
 fn first_boot(root: &Path) -> Result<()> {
     let dyad = sh::target_dir(root).join("release/dyad");
     let dyad = dyad.to_string_lossy();
     let state = std::env::temp_dir().join(format!("dyad-verify-{}", std::process::id()));
     let state = state.to_string_lossy();
     let lab = |words: &[&str]| sh::step(root, &dyad, &[&["lab", "--state", &state][..], words].concat(), &[]);
-    let asked = lab(&["up", "images/lab.toml", "--nodes", "1", "--accel", "tcg"])
+    let asked = lab(&["up", "images/lab.toml", "--accel", "tcg"])
         .and_then(|()| lab(&["psql", "--", "-XAtc", "select 1"]));
     lab(&["down"])?;
     asked

@@ -1,0 +1,78 @@
+//! Two blank nodes and a witness, with nothing typed: they find each other and become protected, one loses its power, the
+//! other takes over with every acknowledged row, and the lost one comes back.
+
+use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
+
+use dyad_vm_tests::boot::wait;
+use dyad_vm_tests::{Lab, root};
+use serde_json::Value;
+
+/// Emulated machines on a busy host.
+const PATIENCE: Duration = Duration::from_secs(600);
+const ROWS: u32 = 50;
+
+fn status(lab: &Lab) -> Value {
+    serde_json::from_str(&lab.ok(&["status", "--json"])).expect("status is JSON")
+}
+
+fn level(lab: &Lab) -> String {
+    status(lab)["protection"].as_str().unwrap_or_default().to_owned()
+}
+
+/// The node that takes writes.
+fn writer(lab: &Lab) -> Option<String> {
+    let status = status(lab);
+    let nodes = status["nodes"].as_array().expect("status lists nodes");
+    let row = nodes.iter().find(|row| row["role"] == "primary" && row["up"] == true)?;
+    row["name"].as_str().map(str::to_owned)
+}
+
+/// Inserts rows one by one, each in a transaction of its own; all are acknowledged when this returns.
+fn write(lab: &Lab, from: u32) {
+    let rows: String = (from..from + ROWS).map(|id| format!("insert into ledger values ({id});")).collect();
+    lab.sql(&rows);
+}
+
+fn lost_and_found(options: &[&str]) {
+    let lab = Lab::up_with(&root().join("images/lab.toml"), 2, options);
+    assert_eq!(level(&lab), "PROTECTED", "{}", status(&lab)["reason"]);
+    lab.sql("create table ledger (id int primary key)");
+    write(&lab, 0);
+
+    let lost = writer(&lab).expect("somebody takes writes");
+    lab.ok(&["kill", &lost]);
+    wait("the other one takes over", PATIENCE, || writer(&lab).is_some_and(|name| name != lost));
+    assert_eq!(level(&lab), "EXPOSED", "{}", status(&lab)["reason"]);
+    let counted = |expected: u32| {
+        let answer = lab.run(&["psql", "--", "-XAtqc", "select count(*) from ledger"]);
+        String::from_utf8_lossy(&answer.stdout).trim() == expected.to_string()
+    };
+    wait("every acknowledged row is there", PATIENCE, || counted(ROWS));
+    write(&lab, ROWS);
+
+    let seen = lab.console(&lost).len();
+    lab.ok(&["start", &lost]);
+    wait("both are protected again", PATIENCE, || level(&lab) == "PROTECTED");
+    assert!(writer(&lab).is_some_and(|name| name != lost), "nothing moves back");
+    assert!(counted(2 * ROWS));
+    lab.no_errors(&lost, seen);
+}
+
+#[test]
+fn two_machines_find_each_other_and_survive() {
+    lost_and_found(&["--accel", "tcg"]);
+}
+
+/// Containers need root or a delegated control group; without either, the lab says what is missing.
+#[test]
+fn two_containers_find_each_other_and_survive() {
+    if std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0) {
+        return lost_and_found(&["--backend", "container"]);
+    }
+    let state = tempfile::tempdir().expect("a temporary directory can be made");
+    let state = state.path().to_str().expect("test paths are UTF-8");
+    let refused = dyad_vm_tests::run(&["lab", "--state", state, "up", "--backend", "container"], &[]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("Missing for "), "{said}");
+}
