@@ -18,10 +18,12 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
     // No node needs it: the lab runs it, and a machine that is to be a third vote takes it from here.
     ("dyad-witness", "dyad-witness", "/usr/bin/dyad-witness"),
 ];
-/// PostgreSQL's guard: package, file that cargo makes, place in the root. A library that another program loads cannot be
-/// linked statically, so it is a build of its own.
-const GUARD: (&str, &str, &str) =
-    ("dyad-guard", "libdyad_guard.so", "/usr/lib/postgresql/15/lib/dyad_guard.so");
+/// Libraries that other programs load: packages, files that cargo makes, places in the root. They cannot be linked
+/// statically, so they are a build of their own.
+const LIBRARIES: &[(&str, &str, &str)] = &[
+    ("dyad-guard", "libdyad_guard.so", "/usr/lib/postgresql/15/lib/dyad_guard.so"),
+    ("dyad-journal", "libdyad_journal.so", "/usr/lib/dyad/dyad_journal.so"),
+];
 /// Path of PID 1 in the root; the initrd carries the same bytes.
 const INIT: &str = "/usr/lib/dyad/init";
 /// glibc can be linked statically for this target; naming it keeps proc-macros dynamic.
@@ -138,26 +140,28 @@ fn compile(root: &Path, offline: bool, packages: &[&str], linked: Linked) -> Res
 
 /// Compiles or finds the programs.
 pub(crate) fn programs(offline: bool) -> Result<Vec<Program>> {
-    let (guard_package, guard_file, guard_path) = GUARD;
-    let (dir, guard_dir) = match (beside_self(), checkout()) {
+    let (dir, library_dir) = match (beside_self(), checkout()) {
         (Some(dir), _) => (dir.clone(), dir),
         (None, Some(root)) => {
-            let packages: Vec<&str> = PROGRAMS.iter().map(|(package, _, _)| *package).collect();
+            let packages = |all: &[(&'static str, &str, &str)]| -> Vec<&'static str> {
+                all.iter().map(|(package, _, _)| *package).collect()
+            };
+            let all = packages(LIBRARIES);
             // Side by side: mostly both have nothing to do but to find that out.
             std::thread::scope(|scope| {
-                let guard = scope.spawn(|| compile(&root, offline, &[guard_package], Linked::AtRunTime));
-                let programs = compile(&root, offline, &packages, Linked::Statically);
-                let guard = guard.join().map_err(|_| anyhow!("compiling {guard_package} panicked"))?;
-                anyhow::Ok((programs?, guard?))
+                let libraries = scope.spawn(|| compile(&root, offline, &all, Linked::AtRunTime));
+                let programs = compile(&root, offline, &packages(PROGRAMS), Linked::Statically);
+                let libraries = libraries.join().map_err(|_| anyhow!("compiling the libraries panicked"))?;
+                anyhow::Ok((programs?, libraries?))
             })?
         }
         (None, None) => bail!(
-            "neither a directory `payload` with init, supervisor, dyadctl and {guard_file} beside this program nor \
-             the source checkout it was built from is there"
+            "neither a directory `payload` with init, supervisor, dyadctl and the libraries beside this program nor the \
+             source checkout it was built from is there"
         ),
     };
     let all = PROGRAMS.iter().map(|&(_, name, path)| (dir.join(name), path));
-    all.chain([(guard_dir.join(guard_file), guard_path)])
+    all.chain(LIBRARIES.iter().map(|&(_, name, path)| (library_dir.join(name), path)))
         .map(|(file, path)| {
             let bytes = std::fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
             Ok(Program { path, bytes: bytes.into() })

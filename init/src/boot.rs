@@ -16,8 +16,9 @@ pub(crate) const TABLE: &str = "/usr/lib/dyad/image.bin";
 /// PID 1's own runtime directory.
 pub(crate) const RUNTIME: &str = "/run/dyad";
 const MODPROBE: &str = "/proc/sys/kernel/modprobe";
-/// Datagrams that a unix socket queues: journald must be able to be down for a moment.
-const DATAGRAM_QUEUE: &str = "4096\n";
+/// Datagrams that a unix socket queues: 3 s of 10,000 messages a second, while journald starts again. What they take is
+/// bounded by the senders' buffers.
+const DATAGRAM_QUEUE: &str = "32768\n";
 
 /// Why there is nothing to run.
 #[derive(Debug, thiserror::Error)]

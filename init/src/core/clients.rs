@@ -99,7 +99,14 @@ impl Core {
         self.save();
     }
 
+    /// Marked before anything is read: who has sent what this process does not survive, even in reading it, is cut off.
     pub(super) fn read_client(&mut self, at: u16) {
+        let _ = self.memory.answering(Some(at));
+        self.read_requests(at);
+        let _ = self.memory.answering(None);
+    }
+
+    fn read_requests(&mut self, at: u16) {
         for _ in 0..REQUESTS_MAX {
             let Clients { list, incoming, .. } = &mut self.clients;
             let Some(client) = list.get(usize::from(at)).and_then(Option::as_ref) else { return };
@@ -107,11 +114,7 @@ impl Core {
             match recv(&client.fd, spare_capacity(incoming), RecvFlags::DONTWAIT) {
                 Ok((0, _)) => return self.drop_client(at),
                 Ok(_) => match Request::decode(incoming) {
-                    Ok(request) => {
-                        let _ = self.memory.answering(Some(at));
-                        self.answer(at, request);
-                        let _ = self.memory.answering(None);
-                    }
+                    Ok(request) => self.answer(at, request),
                     Err(error) => {
                         warning!("control socket: {error}");
                         return self.drop_client(at);

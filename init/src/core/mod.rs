@@ -371,6 +371,7 @@ impl Core {
                 nix::libc::SIGTERM => self.begin_shutdown(shutdown::POWER_OFF, "SIGTERM"),
                 nix::libc::SIGPWR => self.begin_shutdown(shutdown::POWER_OFF, "power failure (SIGPWR)"),
                 nix::libc::SIGHUP => self.begin_shutdown(shutdown::REBOOT, "SIGHUP"),
+                nix::libc::SIGCHLD => self.continue_stopped(),
                 _ => {}
             }
         }

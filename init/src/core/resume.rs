@@ -172,6 +172,8 @@ impl Core {
             self.drop_notice();
         }
         self.repeat_spawns();
+        // The signal that told of it was read by the former image.
+        self.continue_stopped();
         self.begin();
         Ok(())
     }

@@ -3,9 +3,10 @@
 use std::fmt::{self, Display, Formatter, Write as _};
 
 use dyad_api::control::{ExitStatus, ServiceState, ServiceStatus};
+use dyad_spec::compiled::Service;
 use rustix::fd::{AsFd, BorrowedFd};
 
-use super::Core;
+use super::{Core, REAP_MAX};
 use crate::exec::{self, Output, Program, View};
 use crate::log::{error, info, warning};
 use crate::services::{Action, Ended, Event, Id, Why};
@@ -64,7 +65,6 @@ impl Core {
     /// Starts a service in its group, which nothing was ever in.
     pub(super) fn spawn_service(&mut self, id: Id) -> Event {
         let spec = &self.machine.specs()[usize::from(id)];
-        let owns_journal = spec.sockets.iter().any(|socket| socket.path == JOURNAL_STREAM);
         let program = Program {
             exec: &spec.exec,
             env: &spec.env,
@@ -78,7 +78,11 @@ impl Core {
             no_new_privs: spec.no_new_privs,
             view: View { private_tmp: spec.private_tmp, read_only: &spec.read_only, hidden: &spec.hidden },
             syscalls: spec.syscalls.as_deref(),
-            output: if owns_journal { Output::Kernel } else { Output::Journal(&spec.name, spec.console) },
+            output: if owns_journal(spec) {
+                Output::Kernel
+            } else {
+                Output::Journal(&spec.name, spec.console)
+            },
             listen: &[],
             notify: true,
             watchdog_ms: spec.watchdog_ms,
@@ -120,6 +124,23 @@ impl Core {
                 "service {}: cannot send signal {signal}: {error}",
                 self.machine.specs()[usize::from(id)].name
             );
+        }
+    }
+
+    /// Whoever writes to the journal waits for journald in the end: where a signal has stopped it, it goes on at once. Other
+    /// services stay as somebody wanted them.
+    pub(super) fn continue_stopped(&self) {
+        for _ in 0..REAP_MAX {
+            let Ok(Some(pid)) = dyad_sys::signals::take_stopped() else { return };
+            let specs = self.machine.specs().iter().zip(self.machine.ids());
+            let journal = specs.filter(|(spec, _)| owns_journal(spec)).map(|(_, id)| id);
+            for id in journal.filter(|id| self.machine.slot(*id).pid == pid) {
+                warning!(
+                    "service {}: stopped by a signal; it goes on",
+                    self.machine.specs()[usize::from(id)].name
+                );
+                self.signal_main(id, pid, nix::libc::SIGCONT);
+            }
         }
     }
 
@@ -210,6 +231,11 @@ impl Core {
     fn phase_name(&self, at: u8) -> &str {
         self.book.phases.get(usize::from(at)).map_or("", |phase| phase.name.as_str())
     }
+}
+
+/// Whether this is journald: its own output would come back to it.
+fn owns_journal(spec: &Service) -> bool {
+    spec.sockets.iter().any(|socket| socket.path == JOURNAL_STREAM)
 }
 
 /// One line for a state that somebody reading the log wants to know of.

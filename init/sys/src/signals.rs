@@ -73,6 +73,11 @@ pub fn reap(pid: u32) -> io::Result<()> {
     waitid(libc::P_PID, pid, libc::WEXITED | libc::WNOHANG).map(|_| ())
 }
 
+/// Takes note of one child that a signal has stopped; each stop is told once.
+pub fn take_stopped() -> io::Result<Option<u32>> {
+    Ok(waitid(libc::P_ALL, 0, libc::WSTOPPED | libc::WNOHANG)?.map(|(pid, _)| pid))
+}
+
 fn waitid(kind: libc::idtype_t, id: u32, options: i32) -> io::Result<Option<(u32, Exit)>> {
     // SAFETY: all-zero bytes are a valid siginfo_t, and si_pid 0 then means that nothing ended.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };

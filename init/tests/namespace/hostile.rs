@@ -79,10 +79,10 @@ fn bad_programs_and_shortages() {
     });
     println!("a service that ignores SIGTERM for 500 ms: gone after {} ms", now_ms() - began);
     no_descriptors(&container, &mut client);
+    no_memory(&container, &mut client);
     full_run(&container, &mut client);
     let after = client.service("plain");
     assert!(before.iter().any(|s| s.name == "plain" && s.pid != after.pid), "it was killed more than once");
-    assert_eq!(client.stats().reexecs, 0, "PID 1 went through all this in one life");
 }
 
 fn orphans(container: &Container, client: &mut Client) {
@@ -125,6 +125,45 @@ fn no_descriptors(container: &Container, client: &mut Client) {
     within(container, &[], &["prlimit", "--pid", &pid, "--nofile=4096:"]);
     wait_for("a start", || (client.service("plain").state == ServiceState::Ready).then_some(()));
     assert_eq!(finished(client.ask(script("one", ":", 5000))), ExitStatus::Exited(0));
+}
+
+/// What PID 1 may grow while memory is short, KiB: what it needs to begin again, and less than a large request takes.
+const ROOM_KIB: u64 = 512;
+
+/// ENOMEM, for PID 1 and whoever it starts.
+fn no_memory(container: &Container, client: &mut Client) {
+    assert_eq!(client.stats().reexecs, 0, "PID 1 went through all before in one life");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", container.pid)).expect("PID 1 is there");
+    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).expect("its size");
+    let kib: u64 = size.trim().trim_end_matches(" kB").parse().expect("a number of KiB");
+    let limit = |to: &str| {
+        within(container, &[], &["prlimit", "--pid", &container.pid.to_string(), &format!("--as={to}:")]);
+    };
+    let plain = client.service("plain");
+    limit(&((kib + ROOM_KIB) * 1024).to_string());
+    let hungry = || script("hungry", "exec /bin/busybox dd if=/dev/zero of=/dev/null bs=64M count=1", 5000);
+    assert_ne!(finished(client.ask(hungry())), ExitStatus::Exited(0), "there is no room for 64 MiB");
+    // A short packet that takes a megabyte to read: where there is no room for it, PID 1 begins again.
+    let waiting = std::thread::scope(|scope| {
+        let ask = || {
+            let Call::RunOneshot(mut wanted) = script("large", "sleep 1", 5000) else {
+                unreachable!("it is one")
+            };
+            wanted.env = vec![(String::new(), String::new()); 30_000];
+            Client::connect(container).call(Call::RunOneshot(wanted)).is_ok()
+        };
+        let all: Vec<_> = (0..8).map(|_| scope.spawn(ask)).collect();
+        all.into_iter().filter_map(|one| one.join().ok()).filter(|answered| *answered).count()
+    });
+    *client = Client::connect(container);
+    let again = client.stats().reexecs;
+    println!("without memory: {waiting} of 8 large requests answered, PID 1 began again {again} times");
+    assert!(again > 0, "it had room enough");
+    limit("unlimited");
+    wait_for("room again", || {
+        (client.call(hungry()).ok()?.ok().map(finished)? == ExitStatus::Exited(0)).then_some(())
+    });
+    assert_eq!(client.service("plain"), plain, "who runs does not notice");
 }
 
 /// ENOSPC on /run.

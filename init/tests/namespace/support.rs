@@ -85,7 +85,6 @@ impl Container {
 
     /// The same, with this environment for PID 1.
     pub(crate) fn start_with(services: Vec<Service>, files: &[(&str, &Path)], env: &str) -> Self {
-        static STARTED: AtomicU32 = AtomicU32::new(0);
         let root = tempfile::tempdir().expect("a directory");
         let dyad = root.path().join("payload");
         std::fs::create_dir_all(&dyad).expect("payload");
@@ -94,20 +93,31 @@ impl Container {
             std::fs::copy(from, dyad.join(name)).expect("a file for the container");
         }
         std::fs::write(dyad.join("image.bin"), image(services).encode()).expect("table");
+        let script = format!(
+            "mkdir -p proc sys run tmp var state data efi etc bin lib64 usr/lib/dyad usr/lib/x86_64-linux-gnu
+             ln -s usr/lib lib; cp /bin/busybox bin/
+             mount --bind /usr/lib/x86_64-linux-gnu usr/lib/x86_64-linux-gnu; mount --bind /lib64 lib64
+             cp {root}/payload/* usr/lib/dyad/
+             for l in machine-id hostname hosts resolv.conf; do ln -s /run/dyad/etc/$l etc/$l; done
+             : > began; exec chroot . /bin/busybox env -i container=dyad {env} /usr/lib/dyad/init",
+            root = root.path().display(),
+        );
+        Self::run(root, &script)
+    }
+
+    /// The process that this shell text becomes, as PID 1 of fresh namespaces; it begins in the directory that is to be its
+    /// root.
+    pub(crate) fn run(root: tempfile::TempDir, script: &str) -> Self {
+        static STARTED: AtomicU32 = AtomicU32::new(0);
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let group = cgroup2().join(format!("dyad-test-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&group).expect("this test needs root: a cgroup of its own");
         let script = format!(
             "set -e; echo $$ > {group}/cgroup.procs
              exec /usr/bin/unshare --pid --fork --mount --ipc --uts --cgroup --net --kill-child sh -ec '
-               T={root}/t; mkdir $T; mount -t tmpfs t $T; cd $T
-               mkdir -p proc sys dev run tmp var state data efi etc bin lib64 usr/lib/dyad usr/lib/x86_64-linux-gnu
-               ln -s usr/lib lib; cp /bin/busybox bin/
-               mount --bind /usr/lib/x86_64-linux-gnu usr/lib/x86_64-linux-gnu; mount --bind /lib64 lib64
-               cp {root}/payload/* usr/lib/dyad/
+               T={root}/t; mkdir $T; mount -t tmpfs t $T; cd $T; mkdir dev
                mount -t tmpfs d dev; for n in null zero full random urandom; do touch dev/$n; mount --bind /dev/$n dev/$n; done
-               for l in machine-id hostname hosts resolv.conf; do ln -s /run/dyad/etc/$l etc/$l; done
-               exec chroot . /bin/busybox env -i container=dyad {env} /usr/lib/dyad/init'",
+               {script}'",
             group = group.display(),
             root = root.path().display(),
         );

@@ -17,8 +17,8 @@ use tempfile::TempDir;
 /// Names of the programs that are compiled for the image.
 pub const PROGRAMS: [&str; 4] = ["init", "supervisor", "dyadctl", "dyad-witness"];
 
-/// The library that PostgreSQL loads: compiled with other flags, so in a directory of its own.
-const GUARD: &str = "libdyad_guard.so";
+/// The libraries that PostgreSQL and journald load: compiled with other flags, so in a directory of their own.
+const LIBRARIES: [&str; 2] = ["libdyad_guard.so", "libdyad_journal.so"];
 
 /// A `dyad` with its payload in a directory of its own, a full package cache and a lock file.
 pub struct Installed {
@@ -183,14 +183,13 @@ pub fn payload_dir() -> PathBuf {
 
 /// Every file that an installed `dyad` has in its `payload` directory: the programs, and PostgreSQL's guard.
 fn payload_files() -> Vec<PathBuf> {
-    let mut files: Vec<PathBuf> = PROGRAMS.iter().map(|name| payload_dir().join(name)).collect();
-    let beside = payload_dir().join(GUARD);
-    files.push(if beside.is_file() {
-        beside
-    } else {
-        target_dir().join("payload-guard/x86_64-unknown-linux-gnu/release").join(GUARD)
+    let programs = PROGRAMS.iter().map(|name| payload_dir().join(name));
+    let libraries = LIBRARIES.iter().map(|name| {
+        let beside = payload_dir().join(name);
+        let made = || target_dir().join("payload-guard/x86_64-unknown-linux-gnu/release").join(name);
+        if beside.is_file() { beside } else { made() }
     });
-    files
+    programs.chain(libraries).collect()
 }
 
 /// The cache that the first build filled: the same rule as `dyad`'s own.

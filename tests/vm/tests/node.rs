@@ -33,6 +33,7 @@ fn one_node_from_first_boot_to_damage() {
     assert_eq!(lab.sql("create table kept (n int); insert into kept values (1); select 1"), "1");
     mounted_as_unpacked(&lab, dir.path());
     pauses(&lab);
+    journal_of_services(&lab);
     lab.no_errors(NODE, 0);
     stops_in_order(&lab);
 
@@ -192,6 +193,19 @@ fn stops_in_order(lab: &Lab) {
     assert!(steps.map(at).is_sorted(), "PostgreSQL goes before the journal");
     assert!(at("shutdown: complete") < at("reboot: Power down"));
     refused(lab, &["stop", NODE], "node-a is off; `dyad lab start node-a` powers it on");
+}
+
+/// What a service writes to its standard output or sends to journald is found under its name, and journald runs with the
+/// library that loses no message.
+fn journal_of_services(lab: &Lab) {
+    for (service, line) in [("postgresql", "database system is ready"), ("supervisor", "PostgreSQL")] {
+        let all =
+            lab.guest_ok(NODE, &["/usr/bin/journalctl", "-u", service, "-b", "-o", "cat", "--no-pager"]);
+        assert!(all.contains(line), "{service} did not log {line:?}:\n{all}");
+    }
+    let maps = "cat /proc/$(cat /sys/fs/cgroup/system.slice/journald.service/cgroup.procs)/maps";
+    let maps = lab.guest_ok(NODE, &["/bin/sh", "-c", maps]);
+    assert!(maps.contains("/usr/lib/dyad/dyad_journal.so"), "{maps}");
 }
 
 /// The journal of the boots before, with the end that each of them had.

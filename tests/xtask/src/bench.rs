@@ -19,7 +19,7 @@ pub(crate) fn run(root: &Path, name: &str) -> Result<bool> {
         "image-size" => image_size(root).map(|()| true),
         "witness" => witness::run(root).map(|()| true),
         "init" => init(root).map(|()| true),
-        _ => bail!("unknown benchmark {name}; there are: build, init, witness"),
+        _ => bail!("unknown benchmark {name}; there are: build, image-size, init, witness"),
     }
 }
 
@@ -32,7 +32,7 @@ fn init(root: &Path) -> Result<()> {
             text(&sh::target_dir(root).join("release/dyad"))?.to_owned()
         }
     };
-    let peers = sh::output(root, &dyad, &["tools", "runit", "s6"])?;
+    let peers = sh::output(root, &dyad, &["tools", "busybox-static", "finit", "runit", "s6", "systemd"])?;
     // As on the image: linked statically. The benchmark itself need not be optimised to the last.
     let env = [
         ("DYAD_PEERS", peers.trim()),

@@ -28,10 +28,10 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   soak builds [N]       N builds (30) of one definition in different places: one digest an output
   soak shutdown N       N shutdowns of a machine on which everything hangs: each resets within its deadline
   soak faults N         N faults in PID 1 of a guest under 500 services: nothing restarted, no end lost
-  soak journald N       N times 30 kills and a stop of journald under 10,000 lines a second
+  soak journald N       N times 30 kills and a stop of journald under 10,000 lines a second, in namespaces: as root
   soak first-boot N     N boots of states that a power cut could leave in a first boot
   configured-root IMAGE   every path of lab or appliance that is not as apt and dpkg would make it, with the reason
-  bench NAME            build, image-size, witness: measured side by side in one run, printed as a table";
+  bench NAME            build, image-size, init, witness: measured side by side in one run, printed as a table";
 
 /// The package whose tests boot machines.
 const GUESTS: &str = "dyad-vm-tests";
@@ -87,9 +87,7 @@ fn run(args: &[&str]) -> Result<bool> {
         ["soak", "faults", count] => {
             verify::soak_init(&root, GUESTS, "guest", "pid_1_of_a_machine_survives_faults", count)?
         }
-        ["soak", "journald", count] => {
-            verify::soak_init(&root, GUESTS, "guest", "journald_killed_and_stopped", count)?
-        }
+        ["soak", "journald", count] => verify::soak_journald(&root, count)?,
         ["soak", "first-boot", count] => verify::soak_init(
             &root,
             "dyad-nbd-tests",

@@ -49,11 +49,6 @@ const VM_TESTS: &str = "dyad-vm-tests";
 /// The package that builds whole images and compares them: like the other it needs the finished program.
 const IMAGE_TESTS: &str = "dyad-image-tests";
 
-/// The storms of faults on a guest's PID 1 do not pass yet: after 204 faults a few of 40 services that restart all the time
-/// count more or fewer restarts than they began (docs/measurements/init.md). Run them with
-/// `cargo test -p dyad-vm-tests --test guest survives_faults`.
-const NOT_YET: &str = "survives_faults";
-
 /// Runs every check, also after one has failed; `vm`: also those that boot machines. True when all passed.
 pub(crate) fn run(root: &Path, vm: bool) -> Result<bool> {
     let arguments: &[&str] = if vm { &["verify"] } else { &["verify", "--no-vm"] };
@@ -87,7 +82,7 @@ pub(crate) fn run(root: &Path, vm: bool) -> Result<bool> {
             // One at a time: each builds on two processors or boots machines that are emulated on them.
             let tests =
                 ["test", "--locked", "--package", package, "--no-fail-fast", "--", "--test-threads=1"];
-            checks.add(name, cargo(&[&tests[..], &["--skip", NOT_YET]].concat()));
+            checks.add(name, cargo(&tests));
         }
     }
     let after = sh::output(root, "git", &["status", "--porcelain"])?;
@@ -148,7 +143,7 @@ pub(crate) fn soak_builds(root: &Path, count: &str) -> Result<bool> {
     Ok(true)
 }
 
-/// One test of PID 1, many times over: `cargo xtask soak shutdown N`, `journald N`, `first-boot N`.
+/// One test of PID 1, many times over: `cargo xtask soak shutdown N`, `faults N`, `first-boot N`.
 pub(crate) fn soak_init(root: &Path, package: &str, test: &str, name: &str, count: &str) -> Result<bool> {
     count.parse::<u32>().map_err(|_| anyhow!("soak: {count:?} is no number"))?;
     if std::env::var_os("DYAD_BIN").is_none() {
@@ -156,6 +151,14 @@ pub(crate) fn soak_init(root: &Path, package: &str, test: &str, name: &str, coun
     }
     let args =
         ["test", "--locked", "--package", package, "--test", test, "--", "--nocapture", "--exact", name];
+    sh::cargo_env(root, &args, &[("DYAD_SOAK", count)])?;
+    Ok(true)
+}
+
+/// journald killed and stopped again and again, at the speed of this machine.
+pub(crate) fn soak_journald(root: &Path, count: &str) -> Result<bool> {
+    let words = ["--nocapture", "--ignored", "--exact", "journal::journald_is_killed_and_stopped"];
+    let args = [&["test", "--locked", "--package", "init", "--test", "namespace", "--"], &words[..]].concat();
     sh::cargo_env(root, &args, &[("DYAD_SOAK", count)])?;
     Ok(true)
 }
