@@ -6,3 +6,4 @@ pub mod mutate;
 pub mod report;
 pub mod scenario;
 pub mod sim;
+pub mod volume;

@@ -13,6 +13,8 @@ use dyad_vm_tests::boot::wait;
 use dyad_vm_tests::{Lab, program, root, stdout, with_test_agent};
 use serde_json::Value;
 
+mod drbd;
+
 const NODES: [&str; 2] = ["node-a", "node-b"];
 /// Modules of which each has its own reason to be there: a device, a table of the image, or the initrd.
 const AT_BOOT: &[&str] = &[
@@ -60,6 +62,9 @@ fn the_appliance_does_on_two_machines_what_it_is_for() {
     timed("PostgreSQL keeps what it is told", || proofs.postgresql());
     timed("modules load at boot and on demand", || proofs.modules());
     timed("a volume is replicated", || proofs.replication());
+    timed("the model of a volume is true to DRBD", || {
+        proofs.keep("drbd.seen", &drbd::calibrate(&proofs.lab))
+    });
     timed("bonds lose a member and no connection", || proofs.bonds());
     timed("devices of virtual machines are theirs alone", || proofs.devices());
     // An emulated machine in an emulated machine needs all that the host has; starved for 30 s, the watchdog resets.
