@@ -259,7 +259,7 @@ fn orphans(container: &Container) -> u64 {
     let before = children();
     let make = format!(
         "[ -e /tmp/gate ] || /bin/busybox mkfifo /tmp/gate
-         i=0; while [ $i -lt {ORPHANS} ]; do (read x < /tmp/gate &) ; i=$((i+1)); done"
+         i=0; while [ $i -lt {ORPHANS} ]; do (read x < /tmp/gate &) >/dev/null 2>&1; i=$((i+1)); done"
     );
     within(container, &["--mount", "--root", "--pid"], &["/bin/busybox", "sh", "-c", &make]);
     until("orphans", || children() >= before + ORPHANS);

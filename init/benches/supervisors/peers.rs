@@ -35,7 +35,6 @@ pub(super) const PEERS: [Peer; 4] = [
         lay: s6,
         chains: true,
     },
-    Peer { name: "finit", helpers: &["finit"], command: "finit", lay: finit, chains: true },
     Peer {
         name: "systemd",
         helpers: &["systemd"],
@@ -43,6 +42,7 @@ pub(super) const PEERS: [Peer; 4] = [
         lay: systemd,
         chains: true,
     },
+    Peer { name: "finit", helpers: &["finit"], command: "finit", lay: finit, chains: true },
 ];
 
 impl Peer {

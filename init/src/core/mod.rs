@@ -117,6 +117,8 @@ pub(crate) struct Core {
     boot_id: [u8; 16],
     /// A whole turn of the loop went well since the last re-exec.
     steady: bool,
+    /// More children have ended than one turn deals with.
+    unreaped: bool,
     epoll: OwnedFd,
     signals: SignalFd,
     devices: Option<OwnedFd>,
@@ -209,8 +211,7 @@ impl Core {
         let devices = if container { None } else { uevent::open().ok() };
         let power = if container { None } else { crate::power::open() };
         let names: Vec<&str> = PHASES.iter().map(|(name, _)| *name).collect();
-        let (seed, _) = boot_id.split_at(8);
-        let jitter = seed.iter().fold(1, |number, byte| number << 8 | u64::from(*byte));
+        let jitter = boot_id[..8].iter().fold(1, |number, byte| number << 8 | u64::from(*byte));
         let book = book::Saved {
             container,
             phases: names.iter().map(|name| waiting_phase(name)).collect(),
@@ -226,6 +227,7 @@ impl Core {
             book,
             boot_id,
             steady: false,
+            unreaped: false,
             epoll,
             signals,
             devices,
@@ -313,7 +315,7 @@ impl Core {
 
     fn sleep_ms(&self) -> u64 {
         // After a re-exec the first turn does not sleep, so that it is soon known to be whole.
-        if self.book.reexecs > 0 && !self.steady {
+        if self.unreaped || self.book.reexecs > 0 && !self.steady {
             return 0;
         }
         let now = clock::boot_ms();
@@ -379,6 +381,7 @@ impl Core {
 
     /// Until no ended child is left; what remains after many gets its turn in the next round.
     fn reap(&mut self) {
+        self.unreaped = false;
         for _ in 0..REAP_MAX {
             match signals::peek() {
                 Ok(Children::Ended(pid, exit)) => {
@@ -398,6 +401,8 @@ impl Core {
                 }
             }
         }
+        // Their signals have been read: nothing else would wake the loop for them.
+        self.unreaped = true;
     }
 
     /// Begins the early boot phases and every service that starts by itself; goes on where a former image was.

@@ -36,6 +36,9 @@ fn a_node_is_lost_and_comes_back_and_nothing_acknowledged_is_lost() {
                 (here && status.protection == Protection::Exposed).then_some(())
             });
             cluster.wait_vips(other);
+            cluster.wait("the writer among several hosts", || {
+                (cluster.writer_among_hosts().ok()? == Lan::address(other).to_string()).then_some(())
+            });
             holders.push(Lan::mac(other));
             let there = ids(cluster, other);
             let lost: Vec<_> = acknowledged.iter().filter(|id| !there.contains(id)).collect();

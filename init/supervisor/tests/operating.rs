@@ -98,6 +98,11 @@ fn operators_are_answered_as_documented() {
         let _: Value = ask(cluster, holder, Call::Freeze(Freeze { seconds: 0 }));
         cluster.wait("its end", || (!why().contains("frozen")).then_some(()));
         from_another_machine(cluster, holder);
+
+        // A machine that is told to go down hands over first. This PID 1 then stays.
+        let (_, why) = refusal(cluster, holder, Call::PowerOff);
+        assert!(why.contains("Shutdown"), "{why}");
+        cluster.wait_vips(other);
         cluster.replay();
     });
 }

@@ -31,8 +31,8 @@ const ROUNDING_MS: u64 = 10;
 /// What the core wants.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Wanted {
-    /// Which may answer, and until when.
-    until: BTreeMap<VipId, Tick>,
+    /// Which may answer, and until when; `None`: it was told to close. Nothing is said of the others yet.
+    until: BTreeMap<VipId, Option<Tick>>,
     /// Counts the times that a network came back: neighbours may have missed what was said.
     heals: u64,
 }
@@ -74,14 +74,14 @@ impl Vips {
     /// Lets one answer until this tick.
     pub(crate) fn open(&self, vip: VipId, until: Tick) {
         self.wanted.send_modify(|wanted| {
-            wanted.until.insert(vip, until);
+            wanted.until.insert(vip, Some(until));
         });
     }
 
     /// Ends it.
     pub(crate) fn close(&self, vip: VipId) {
         self.wanted.send_modify(|wanted| {
-            wanted.until.remove(&vip);
+            wanted.until.insert(vip, None);
         });
     }
 
@@ -104,6 +104,8 @@ enum VipError {
     Gate(#[from] GateError),
     #[error("speak on {interface}: {error}")]
     Speak { interface: String, error: std::io::Error },
+    #[error("its time was over before the packet filter was told")]
+    Late,
     #[error("there is no link {0}")]
     NoLink(String),
     #[error("{mac} has this address: it is not used until that one is gone")]
@@ -112,6 +114,8 @@ enum VipError {
 
 /// Where one address is.
 enum Stage {
+    /// An earlier supervisor may have left it open, for a server that runs on.
+    Inherited,
     Closed,
     /// It is being asked for; a later question has a higher number.
     Asked(u64),
@@ -147,7 +151,7 @@ async fn keep(
         Ok(netlink) => netlink,
         Err(error) => return tracing::error!(%error, "virtual addresses"),
     };
-    let stages = vips.iter().map(|_| Stage::Closed).collect();
+    let stages = vips.iter().map(|_| Stage::Inherited).collect();
     let rows = vec![Row::default(); vips.len()];
     let (asked, gate) = (JoinSet::new(), Gate::default());
     let mut keeper = Keeper { vips, netlink, gate, stages, rows, asked, questions: 0, heals: 0 };
@@ -168,18 +172,25 @@ async fn keep(
         tokio::select! {
             changed = orders.changed() => if changed.is_err() { return },
             Some(Ok((at, question, answer))) = keeper.asked.join_next() => {
-                keeper.answered(at, question, answer, &orders.borrow()).await;
+                // A copy: who gives orders must never wait for the packet filter.
+                let wanted = orders.borrow().clone();
+                keeper.answered(at, question, answer, &wanted).await;
             }
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
         }
     }
 }
 
-/// What is left of its life.
-fn life_ms(wanted: &Wanted, at: usize) -> Option<u64> {
+/// What is left of the life of an element that must be gone by then.
+fn life_ms(until: Tick) -> Option<u64> {
+    until.since(clock::tick()).checked_sub(ROUNDING_MS).filter(|left| *left > 0)
+}
+
+/// Until when an address may answer, if that lies ahead.
+fn until(wanted: &Wanted, at: usize) -> Option<Tick> {
     let id = VipId(u16::try_from(at).ok()?);
-    let left = wanted.until.get(&id)?.since(clock::tick());
-    left.checked_sub(ROUNDING_MS).filter(|left| *left > 0)
+    let until = (*wanted.until.get(&id)?)?;
+    life_ms(until).map(|_| until)
 }
 
 impl Keeper {
@@ -193,22 +204,22 @@ impl Keeper {
         let id = |at: usize| u16::try_from(at).ok().map(VipId);
         // First all that close: nobody may be answered while a service is being stopped.
         for at in 0..self.vips.len() {
-            let stays = id(at).is_some_and(|id| wanted.until.contains_key(&id));
-            if !stays && !matches!(self.stages[at], Stage::Closed) {
+            let closes = id(at).is_some_and(|id| wanted.until.get(&id) == Some(&None));
+            if closes && !matches!(self.stages[at], Stage::Closed) {
                 self.close(at).await;
             }
         }
         for at in 0..self.vips.len() {
-            let Some(life_ms) = life_ms(wanted, at) else { continue };
+            let Some(until) = until(wanted, at) else { continue };
             match &mut self.stages[at] {
-                Stage::Closed => self.ask(at),
+                Stage::Inherited | Stage::Closed => self.ask(at),
                 Stage::Refused(again) if *again <= Instant::now() => self.ask(at),
                 Stage::Asked(_) | Stage::Refused(_) => {}
                 Stage::Open { left, next, .. } => {
                     if healed {
                         (*left, *next) = (ANNOUNCEMENTS.0, Instant::now());
                     }
-                    self.prolong(at, life_ms).await;
+                    self.prolong(at, until).await;
                     self.announce(at, wanted);
                 }
             }
@@ -227,12 +238,12 @@ impl Keeper {
         if !matches!(self.stages[at], Stage::Asked(asked) if asked == question) {
             return;
         }
-        let Some(life_ms) = life_ms(wanted, at) else {
+        let Some(until) = until(wanted, at) else {
             self.stages[at] = Stage::Closed;
             return;
         };
         let done = match answer {
-            Ok(port) => self.open(at, port, life_ms).await.map(|()| port),
+            Ok(port) => self.open(at, port, until).await.map(|()| port),
             Err(error) => Err(error),
         };
         match done {
@@ -250,16 +261,24 @@ impl Keeper {
     }
 
     /// The gate first: an address without a gate is never used.
-    async fn open(&self, at: usize, port: Port, life_ms: u64) -> Result<(), VipError> {
-        self.gate.open(self.address(at), life_ms)?;
+    async fn open(&self, at: usize, port: Port, until: Tick) -> Result<(), VipError> {
+        self.gate.open(self.address(at), life_ms(until).ok_or(VipError::Late)?)?;
+        // What the kernel is told is a span: whoever stood still on the way there told it one that began too late.
+        if life_ms(until).is_none() {
+            self.gate.close(self.address(at))?;
+            return Err(VipError::Late);
+        }
         Ok(self.netlink.take(port, self.address(at)).await?)
     }
 
-    async fn prolong(&mut self, at: usize, life_ms: u64) {
+    async fn prolong(&mut self, at: usize, until: Tick) {
         let Stage::Open { port, .. } = self.stages[at] else { return };
         // Also puts back an address that somebody took off, or that its link lost with its cable.
-        if let Err(error) = self.open(at, port, life_ms).await {
+        if let Err(error) = self.open(at, port, until).await {
             self.note(at, &error);
+            // The link may be another one now: all of it again.
+            self.stages[at] = Stage::Refused(Instant::now() + AGAIN);
+            self.rows[at].here = false;
         } else if !self.rows[at].note.is_empty() {
             self.rows[at].note.clear();
         }
@@ -269,7 +288,7 @@ impl Keeper {
     fn announce(&mut self, at: usize, wanted: &Wanted) {
         let address = self.address(at);
         let Stage::Open { port, left, next } = &mut self.stages[at] else { return };
-        if *next > Instant::now() || life_ms(wanted, at).is_none() {
+        if *next > Instant::now() || until(wanted, at).is_none() {
             return;
         }
         *left = left.saturating_sub(1);
@@ -305,9 +324,9 @@ impl Keeper {
     /// When something is due without an order; nothing is for an address whose time is over.
     fn due(&self, wanted: &Wanted) -> Option<Instant> {
         let of = |(at, stage): (usize, &Stage)| match stage {
-            Stage::Refused(again) => life_ms(wanted, at).map(|_| *again),
-            Stage::Open { next, .. } => life_ms(wanted, at).map(|_| *next),
-            Stage::Closed | Stage::Asked(_) => None,
+            Stage::Refused(again) => until(wanted, at).map(|_| *again),
+            Stage::Open { next, .. } => until(wanted, at).map(|_| *next),
+            Stage::Inherited | Stage::Closed | Stage::Asked(_) => None,
         };
         self.stages.iter().enumerate().filter_map(of).min()
     }

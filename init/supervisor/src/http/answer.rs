@@ -261,6 +261,15 @@ mod tests {
         ] {
             assert_eq!(Request::parse(head).unwrap_err().status, status, "{head:?}");
         }
+        // Any one byte other: read or refused, and answered.
+        let whole = b"GET /replica?lag=1MB HTTP/1.0\r\nHost: x\r\n\r\n";
+        for (at, byte) in (0..whole.len()).flat_map(|at| (0..=255).map(move |byte| (at, byte))) {
+            let mut head = whole.to_vec();
+            head[at] = byte;
+            if let Ok(Some(request)) = Request::parse(&head) {
+                answer(&request, &facts(|_| {})).encode();
+            }
+        }
         let text = String::from_utf8(ask("OPTIONS /primary", &facts(|facts| facts.primary = true)).encode())
             .unwrap();
         assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.ends_with("\r\n\r\n"), "{text}");

@@ -333,14 +333,24 @@ impl Cluster {
 
     /// The same through another port.
     pub(crate) fn client_at(&self, address: IpAddr, port: u16, statement: &str) -> Result<String, String> {
+        self.app(&format!("host={address} port={port}"), statement)
+    }
+
+    /// Which node `libpq` finds by itself when it is told both and wants to write.
+    pub(crate) fn writer_among_hosts(&self) -> Result<String, String> {
+        let hosts = [0, 1].map(|at| Lan::address(at).to_string()).join(",");
+        let target = format!("host={hosts} target_session_attrs=read-write");
+        self.app(&target, "select host(inet_server_addr())")
+    }
+
+    fn app(&self, target: &str, statement: &str) -> Result<String, String> {
         let secrets = std::fs::read(self.nodes[0].path("state/supervisor/credentials")).unwrap();
         let secrets: serde_json::Value = serde_json::from_slice(&secrets).unwrap();
         let password = secrets["roles"]["app"]["password"].as_str().unwrap();
         let output = Command::new("/usr/lib/postgresql/15/bin/psql")
-            .args(["-X", "-A", "-t", "-q", "-w", "-U", "app", "-d", "shop", "-c", statement, "-h"])
-            .args([&address.to_string(), "-p", &port.to_string()])
+            .args(["-X", "-A", "-t", "-q", "-w", "-c", statement])
+            .arg(format!("{target} user=app dbname=shop connect_timeout=5"))
             .env("PGPASSWORD", password)
-            .env("PGCONNECT_TIMEOUT", "5")
             .output()
             .unwrap();
         match output.status.success() {
