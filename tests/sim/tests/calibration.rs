@@ -354,8 +354,9 @@ impl Pair {
                 let how = last.unwrap();
                 let postmaster = self.postmaster(own);
                 for pid in self.stopped.clone() {
-                    // What stands still must not go on before it is told to end at once: the server kills it after 5 s.
-                    if how != "immediate" || pid == postmaster || !self.is_of(own, pid) {
+                    // What stands still must not go on before its server is told to end at once, which kills it after 5 s;
+                    // nor because another server ends. An orderly end waits for all, also for a receiver elsewhere.
+                    if how != "immediate" || pid == postmaster {
                         self.signal(pid, "CONT");
                     }
                 }
@@ -416,11 +417,6 @@ impl Pair {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{said}");
         if said.contains("no rewind required") { "no rewind required" } else { "rewound" }.into()
-    }
-
-    /// Whether a process is of this server: all of them work in its data directory.
-    fn is_of(&self, own: usize, pid: i32) -> bool {
-        std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|at| at == self.servers[own].data)
     }
 
     fn let_go(&mut self) {

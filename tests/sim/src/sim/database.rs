@@ -65,10 +65,8 @@ pub struct Database {
     pub service: Service,
     /// The setting in the file.
     pub armed: bool,
-    /// What the backends go by: only the checkpointer publishes the setting.
+    /// What the backends go by: only the checkpointer publishes the setting, first when it starts.
     pub published: bool,
-    /// The checkpointer has told the backends something since the start. Until then they go by the file.
-    pub told: bool,
     /// Clients are let in.
     pub admitted: bool,
     /// False: SIGSTOP.
@@ -105,7 +103,6 @@ impl Database {
             service: Service::Stopped,
             armed: false,
             published: false,
-            told: false,
             admitted: false,
             checkpointer_runs: true,
             postmaster_runs: true,
@@ -128,7 +125,7 @@ impl Database {
         self.in_recovery = false;
         self.killing_since = None;
         self.service = Service::Serving;
-        (self.armed, self.published, self.admitted, self.told) = (sync, sync, !sync, sync);
+        (self.armed, self.published, self.admitted) = (sync, sync, !sync);
         self.link_told = None;
     }
 
@@ -173,9 +170,6 @@ impl Database {
     /// The checkpointer tells the backends. Those that wait for nobody any more are let go: their indices.
     pub fn publish(&mut self) -> Vec<usize> {
         if self.checkpointer_runs {
-            self.told |= self.published != self.armed;
-            self.published = self.armed;
-        } else if !self.told {
             self.published = self.armed;
         }
         if self.published { Vec::new() } else { std::mem::take(&mut self.waiting) }
