@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use dyad_cluster::mutation::Mutation;
@@ -114,16 +115,25 @@ fn explore_all(states_max: usize) -> bool {
     // Small worlds of different kinds: each is seen whole, or to the same depth in all directions.
     let small = Bounds { writes: 3, epochs: 6, ..NOTHING };
     let worlds = [
-        ("peace", small),
-        ("cut", Bounds { cuts: 1, suspicions: 1, ..small }),
-        ("crash", Bounds { crashes: 1, suspicions: 1, ..small }),
-        ("restored arbiter", Bounds { rollbacks: 1, suspicions: 1, ..small }),
-        ("no arbiter", Bounds { gone: true, ..small }),
+        ("peace", small, Voting::Arbiter),
+        ("cut", Bounds { cuts: 1, suspicions: 1, ..small }, Voting::Arbiter),
+        ("crash", Bounds { crashes: 1, suspicions: 1, ..small }, Voting::Arbiter),
+        ("crash and reclone", Bounds { crashes: 1, reclones: 1, suspicions: 1, ..small }, Voting::Arbiter),
+        ("switchover", Bounds { switchovers: 1, ..small }, Voting::Arbiter),
+        ("restarted arbiter", Bounds { restarts: 1, suspicions: 1, ..small }, Voting::Arbiter),
+        ("restored arbiter", Bounds { rollbacks: 1, suspicions: 1, ..small }, Voting::Arbiter),
+        ("arbiter gone", Bounds { gone: true, suspicions: 1, ..small }, Voting::Arbiter),
+        ("strict", Bounds { cuts: 1, crashes: 1, suspicions: 1, ..small }, Voting::Strict),
+        ("primary-biased", Bounds { cuts: 1, crashes: 1, suspicions: 1, ..small }, Voting::PrimaryBiased),
+        ("fence device", Bounds { cuts: 1, crashes: 1, suspicions: 1, ..small }, Voting::FenceDevice),
     ];
-    println!("| world | states | depth | whole |\n|---|---|---|---|");
-    worlds.iter().all(|(name, bounds)| {
-        let found = explore(*bounds, &[], Voting::Arbiter, states_max);
-        println!("| {name} | {} | {} | {} |", found.states, found.depth, found.complete);
+    println!("| world | states | depth | whole | time |\n|---|---|---|---|---|");
+    worlds.iter().all(|(name, bounds, voting)| {
+        let begun = Instant::now();
+        let found = explore(*bounds, &[], *voting, states_max);
+        let whole = if found.complete { "yes" } else { "no" };
+        let time = begun.elapsed().as_secs_f64();
+        println!("| {name} | {} | {} | {whole} | {time:.1} s |", found.states, found.depth);
         show(&found)
     })
 }

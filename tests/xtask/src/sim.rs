@@ -8,7 +8,8 @@ use crate::sh;
 
 /// Runs `dyad-sim ARGS`.
 pub(crate) fn run(root: &Path, args: &[&str]) -> Result<()> {
-    let mut all = vec!["run", "--quiet", "--locked", "--package", "dyad-sim", "--"];
+    // Optimised as a whole: half of the time of a history that only the two crates are optimised for.
+    let mut all = vec!["run", "--quiet", "--release", "--locked", "--package", "dyad-sim", "--"];
     all.extend(args);
     sh::cargo(root, &all)
 }

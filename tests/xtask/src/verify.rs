@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, anyhow, bail};
 
-use crate::{provision, sh, tidy};
+use crate::{provision, sh, sim, tidy};
 
 /// What the tests need beside Rust and a C compiler: the outside oracles that judge our bytes, and programs under test.
 pub(crate) const DEBIAN_PACKAGES: &[&str] = &[
@@ -49,6 +49,11 @@ const VM_TESTS: &str = "dyad-vm-tests";
 /// The package that builds whole images and compares them: like the other it needs the finished program.
 const IMAGE_TESTS: &str = "dyad-image-tests";
 
+/// Histories of whole clusters that every run simulates; a million are `cargo xtask sim --seeds 0..1000000`.
+const SIMULATED: &str = "0..20000";
+/// Seeds within which each broken clause must be noticed.
+const MUTATED: &str = "1500";
+
 /// Runs every check, also after one has failed; `vm`: also those that boot machines. True when all passed.
 pub(crate) fn run(root: &Path, vm: bool) -> Result<bool> {
     let arguments: &[&str] = if vm { &["verify"] } else { &["verify", "--no-vm"] };
@@ -74,6 +79,8 @@ pub(crate) fn run(root: &Path, vm: bool) -> Result<bool> {
     let built = cargo(&["build", "--release", "--locked", "--bin", "dyad"]);
     let tests = ["test", "--workspace", "--locked", "--no-fail-fast"];
     checks.add("tests", cargo(&[&tests[..], &["--exclude", VM_TESTS, "--exclude", IMAGE_TESTS]].concat()));
+    checks.add("simulated clusters", sim::run(root, &["sim", "--seeds", SIMULATED]));
+    checks.add("mutations of the protocol", sim::run(root, &["mutate", "--seeds", MUTATED]));
     let boots = vm && built.is_ok();
     checks.add("release build", built);
     if boots {

@@ -252,7 +252,10 @@ impl World {
 
     fn carry(&mut self, node: Node, issued: Issued) {
         match issued.action {
-            // Renewals are a move of their own; mirrors teach nothing that the arbiter's answers do not.
+            // Renewals are a move of their own; mirrors teach nothing that the arbiter's answers do not, if there is one.
+            Action::ToPeer(message @ ToPeer::Mirror(_)) if self.voting != Voting::Arbiter => {
+                self.post(Letter::Peer(node.peer(), message));
+            }
             Action::ToArbiter(ToArbiter::Renew { .. }) => {}
             Action::ToArbiter(message) => {
                 self.post(Letter::Ask(node, message));

@@ -25,8 +25,16 @@ pub enum Class {
 }
 
 /// Kinds of episodes in which nothing may move.
-pub const HARMLESS: &[&str] =
-    &["stop-witness", "cut-nodes", "bond-member", "wall-clock", "full-cpu", "latency", "bursts"];
+pub const HARMLESS: &[&str] = &[
+    "stop-witness",
+    "restart-witness",
+    "cut-nodes",
+    "bond-member",
+    "wall-clock",
+    "full-cpu",
+    "latency",
+    "bursts",
+];
 
 /// One fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,9 +136,10 @@ impl Plan {
         let node = dyad_cluster::types::Node::BOTH[random.between(0, 1) as usize];
         let mut plan = Plan { class: Class::Harmless, ..Plan::quiet(seed) };
         let at_ms = CALM_MS + random.between(0, 2_000);
-        let until_ms = at_ms + random.between(50, 15_000);
+        let lasts_ms = random.between(50, if kind == "restart-witness" { 100 } else { 15_000 });
+        let until_ms = at_ms + lasts_ms;
         let fault = match kind {
-            "stop-witness" => Some(Fault::Witness),
+            "stop-witness" | "restart-witness" => Some(Fault::Witness),
             "bond-member" => Some(Fault::BondMember(node)),
             "wall-clock" => Some(Fault::WallClock(node)),
             "full-cpu" => Some(Fault::Busy(node)),
