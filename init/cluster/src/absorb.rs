@@ -107,8 +107,9 @@ impl State {
                 self.see_peer_condition(now, condition);
             }
             ToPeer::RenewLease { boot, sequence } => self.promise(now, boot, sequence, out),
-            ToPeer::LeasePromised { boot, sequence } => {
+            ToPeer::LeasePromised { boot, sequence, registers } => {
                 if boot == self.boot {
+                    self.adopt(&registers);
                     self.extend_lease(now, sequence, out);
                 }
             }

@@ -2,7 +2,7 @@
 
 use crate::action::{Action, Actions, Need};
 use crate::event::Timer;
-use crate::message::{ToArbiter, ToPeer};
+use crate::message::{Registers, ToArbiter, ToPeer};
 use crate::mutation::Mutation;
 use crate::phase::Phase;
 use crate::state::{Running, State, Voting};
@@ -19,11 +19,11 @@ impl State {
         let phase = self.seat(r).phase;
         // After a restart of the supervisor alone the service runs on while nothing is learned yet.
         let runs_on = matches!(phase, Phase::Unlearned | Phase::Resuming)
-            && self.seat(r).running == Some(Running::Serving)
-            && self.holds(r);
+            && self.seat(r).running == Some(Running::Serving);
         let serves = phase.serves() || runs_on;
         let outstanding =
             self.pact(r).is_some() && self.mirror.no_arbiter.get(&r) != Some(&self.seat(r).epoch);
+        let outstanding = outstanding || (runs_on && !self.holds(r));
         self.config.voting == Voting::Arbiter && serves && (outstanding || phase == Phase::Protecting)
     }
 
@@ -56,8 +56,9 @@ impl State {
                 None => self.hello(now, out),
             }
         }
-        let durable = self.durable.iter().flat_map(|m| &m.registers).map(|(id, r)| (*id, *r)).collect();
-        let durable = self.mirror_readable.then_some(durable);
+        // While a write is not known to have ended nobody can say what the mirror holds: that is not the same as nothing.
+        let durable = self.durable.as_ref().filter(|_| self.mirror_readable);
+        let durable = durable.map(|m| m.registers.iter().map(|(id, r)| (*id, *r)).collect());
         self.send_peer(now, out, ToPeer::Mirror(durable));
         let takes_over = !self.drained && !self.frozen() && self.mirror_readable;
         let condition = self.condition.clone();
@@ -110,7 +111,9 @@ impl State {
             return;
         }
         self.arm(Timer::Promise, now.plus(self.config.lease_ms));
-        self.send_peer(now, out, ToPeer::LeasePromised { boot, sequence });
+        let tells = !self.broken(Mutation::PromiseTellsNothing);
+        let registers = if tells { self.registers() } else { Registers::new() };
+        self.send_peer(now, out, ToPeer::LeasePromised { boot, sequence, registers });
     }
 
     /// Before anything else is looked at: whatever woke this node up, a lease that has ended has ended.

@@ -166,6 +166,8 @@ pub enum ToPeer {
         boot: BootId,
         /// From the request.
         sequence: u64,
+        /// What the promising node knows: who asked may have lost long ago what it asks for.
+        registers: Registers,
     },
     /// Rule 4d: everything under this pact is on your disk if it still has this generation; mark it.
     Mark {

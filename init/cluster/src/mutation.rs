@@ -76,6 +76,8 @@ pub enum Mutation {
     NoHoldBack,
     /// Section 4: a service that crashed in Solo is given to the standby.
     CrashReleasesSolo,
+    /// Leases: a promise does not say what the promising node knows.
+    PromiseTellsNothing,
     /// Leases: the standby asks while it hears the holder, whatever it promised.
     PromiseNotKept,
     /// Leases: the standby forgets its promise when it restarts.
@@ -95,7 +97,7 @@ pub enum Mutation {
 impl Mutation {
     /// All of them.
     #[cfg(feature = "mutations")]
-    pub const ALL: [Mutation; 40] = {
+    pub const ALL: [Mutation; 41] = {
         use Mutation::*;
         [
             DropBeforeSolo,
@@ -131,6 +133,7 @@ impl Mutation {
             RenounceLast,
             NoHoldBack,
             CrashReleasesSolo,
+            PromiseTellsNothing,
             PromiseNotKept,
             PromiseForgotten,
             SuspectedAtStart,

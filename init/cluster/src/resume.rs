@@ -23,6 +23,10 @@ impl State {
         }
         let as_won = self.mirror.won.get(&r) == Some(&control.generation)
             || self.broken(Mutation::GenerationNotCheckedOnResume);
+        // What outlived an earlier run of the supervisor, and somebody else holds by now: whoever says so, it has ended.
+        if !mine && self.seat(r).running == Some(Running::Serving) {
+            return self.go(r, Phase::Fenced);
+        }
         if !self.seat(r).learned {
             // Rule 10: the standby gave its marker up, so its word is enough while the arbiter is away.
             let alone = self.mirror.no_arbiter.get(&r) == Some(&register.epoch);
@@ -32,13 +36,9 @@ impl State {
             return;
         }
         if !mine {
-            let next = match self.seat(r).running {
-                Some(Running::Serving) => Phase::Fenced,
-                // Only the supervisor restarted; its standby streams on.
-                Some(Running::Following) => Phase::Following,
-                None => Phase::Inspecting,
-            };
-            return self.go(r, next);
+            // If only the supervisor restarted, its standby streams on.
+            let follows = self.seat(r).running.is_some();
+            return self.go(r, if follows { Phase::Following } else { Phase::Inspecting });
         }
         if self.intent_open(r, |_| true) {
             return; // The answer to what was asked before the restart comes first.

@@ -10,7 +10,7 @@ use dyad_cluster::{Voting, phase::EDGES};
 use dyad_sim::explore::{Bounds, Exploration, NOTHING, STORM, explore, walk};
 use dyad_sim::mutate::Ground;
 use dyad_sim::report::{many, times};
-use dyad_sim::sim::{HARMLESS, Plan};
+use dyad_sim::sim::{HARMLESS, NAMES, Plan};
 use dyad_sim::{mutate, sim};
 
 const USAGE: &str = "usage: dyad-sim COMMAND
@@ -76,7 +76,15 @@ fn story(name: &str) -> Result<bool> {
 }
 
 fn coverage(seeds: std::ops::Range<u64>) -> bool {
-    let sum = many(seeds, threads(), Plan::drawn);
+    let mut sum = many(seeds.clone(), threads(), Plan::drawn);
+    for name in NAMES {
+        let mut rich = many(seeds.clone(), threads(), |seed| Plan::rich_in(name, seed));
+        rich.violations.iter_mut().for_each(|(_, violation)| violation.insert_str(0, &format!("{name}: ")));
+        sum.join(rich);
+    }
+    for (seed, violation) in &sum.violations {
+        println!("seed {seed}: {violation}");
+    }
     println!("{}\n{}", sum.coverage(), sum.line());
     sum.violations.is_empty()
 }

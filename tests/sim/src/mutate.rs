@@ -194,6 +194,7 @@ pub const CASES: &[Case] = {
         case(&[RenounceLast], Explorer(ALONE)),
         case(&[NoHoldBack], Simulator),
         case(&[LeaseFromAnswer], Faults(&[Fault::Bad, Fault::Isolated(A)])),
+        case(&[PromiseTellsNothing], Faults(&[Fault::Stall(B), Fault::Supervisor(B), Fault::Witness])),
         case(&[PromiseNotKept], Faults(&[Fault::NoWitness(A), Fault::Stream])),
         case(&[PromiseForgotten], Faults(&[Fault::NoWitness(A), Fault::Supervisor(B), Fault::Between])),
         case(&[DeadmanNotArmed], Faults(&[Fault::HangSupervisor(B), Fault::Isolated(B)])),

@@ -53,7 +53,8 @@ impl Sum {
         self.violations.extend(run.violation.map(|violation| (seed, violation)));
     }
 
-    fn join(&mut self, other: Sum) {
+    /// Adds another sum.
+    pub fn join(&mut self, other: Sum) {
         self.histories += other.histories;
         self.acknowledged += other.acknowledged;
         self.changes += other.changes;

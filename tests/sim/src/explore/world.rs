@@ -238,7 +238,11 @@ impl World {
                 || state.phase(R) == Some(Phase::Starting) && !state.timers().contains_key(&Timer::LeaseEnd)
             {
                 let boot = BootId { count: boot, nonce: boot * 2 + node.index() as u64 };
-                events.push(Event::FromPeer(ToPeer::LeasePromised { boot, sequence: NOW.0 }));
+                events.push(Event::FromPeer(ToPeer::LeasePromised {
+                    boot,
+                    sequence: NOW.0,
+                    registers: Vec::new(),
+                }));
             }
         }
         // These change nothing but what is under way, and what is under way may be late or lost: so they come at once.

@@ -64,6 +64,11 @@ macro_rules! faults {
                 all
             }
 
+            /// Ends what others need: at most one in a history, and not beside an arbiter that loses its memory.
+            pub(crate) fn is_rare(self) -> bool {
+                matches!(self, Fault::MirrorLost(_) | Fault::NewDisk(_) | Fault::Force(_) | Fault::Rollback)
+            }
+
             fn node(self) -> Option<Node> {
                 match self { $(faults!(@of $name, n $(, $node)?) => faults!(@some n $(, $node)?),)* Fault::OneWay(_) => None }
             }

@@ -12,6 +12,8 @@ const STORM_MS: u64 = 90_000;
 const HEAL_MS: u64 = 110_000;
 /// Longest fault.
 const FAULT_MS_MAX: u64 = 18_000;
+/// The witness is away for so long that the pair goes on without it, and for some time more.
+const WITHOUT_MS: u64 = 120_000;
 /// Faults of one history.
 const FAULTS: u64 = 12;
 
@@ -114,6 +116,31 @@ impl Plan {
                 !matches!(e.fault, Fault::Rollback | Fault::Witness | Fault::Crash(_) | Fault::CrashBoth)
             });
             plan.events.push(Planned { at_ms, until_ms: at_ms + 5_000, fault });
+        }
+        plan
+    }
+
+    /// The seed's history with this fault three times more; in some the witness is away until the pair goes on without.
+    pub fn rich_in(name: &str, seed: u64) -> Plan {
+        let mut random = Random(seed ^ 0x0C0F_FEE0_0000_0001);
+        let mut plan = Plan::drawn(seed);
+        let alone = random.permille(300);
+        if alone && plan.voting == Voting::Arbiter {
+            let fault = Fault::Witness;
+            plan.events.push(Planned { at_ms: CALM_MS, until_ms: CALM_MS + WITHOUT_MS, fault });
+            plan.peace_ms = CALM_MS + WITHOUT_MS;
+        }
+        let end_ms = plan.peace_ms.saturating_sub(FAULT_MS_MAX);
+        for _ in 0..3 {
+            let place = ["", " a", " b"].map(|place| format!("{name}{place}"));
+            let wire = format!("{name} {}", random.between(0, 5));
+            let possible: Vec<Fault> =
+                place.iter().chain([&wire]).filter_map(|text| text.parse().ok()).collect();
+            let at = random.between(0, possible.len().max(1) as u64 - 1) as usize;
+            let Some(fault) = possible.get(at).copied().filter(|fault| !fault.is_rare()) else { continue };
+            let at_ms = random.between(CALM_MS, end_ms);
+            let until_ms = at_ms + random.between(100, FAULT_MS_MAX);
+            plan.events.push(Planned { at_ms, until_ms, fault });
         }
         plan
     }
