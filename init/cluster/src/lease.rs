@@ -23,7 +23,7 @@ impl State {
         let serves = phase.serves() || runs_on;
         let outstanding =
             self.pact(r).is_some() && self.mirror.no_arbiter.get(&r) != Some(&self.seat(r).epoch);
-        let outstanding = outstanding || (runs_on && !self.holds(r));
+        let outstanding = outstanding || (runs_on && self.runs_lost(r));
         self.config.voting == Voting::Arbiter && serves && (outstanding || phase == Phase::Protecting)
     }
 
@@ -56,10 +56,7 @@ impl State {
                 None => self.hello(now, out),
             }
         }
-        // While a write is not known to have ended nobody can say what the mirror holds: that is not the same as nothing.
-        let durable = self.durable.as_ref().filter(|_| self.mirror_readable);
-        let durable = durable.map(|m| m.registers.iter().map(|(id, r)| (*id, *r)).collect());
-        self.send_peer(now, out, ToPeer::Mirror(durable));
+        self.send_peer(now, out, ToPeer::Mirror(self.recorded()));
         let takes_over = !self.drained && !self.frozen() && self.mirror_readable;
         let condition = self.condition.clone();
         let marked = self.marked_pacts();
@@ -80,6 +77,13 @@ impl State {
         self.refresh_gates(now, out);
     }
 
+    /// What this node's mirror holds for certain. While a write is not known to have ended nobody can say that, which is not
+    /// the same as nothing.
+    fn recorded(&self) -> Option<Registers> {
+        let durable = self.durable.as_ref().filter(|_| self.mirror_readable)?;
+        Some(durable.registers.iter().map(|(id, r)| (*id, *r)).collect())
+    }
+
     /// A renewal that was sent at `sequence` was heard.
     pub(crate) fn extend_lease(&mut self, now: Tick, sequence: u64, out: &mut Actions) {
         let span_ms = self.config.lease_ms - self.config.lease_ms * 2 * DRIFT_PPM / 1_000_000;
@@ -88,7 +92,8 @@ impl State {
         let later = self.timers.get(&Timer::LeaseEnd).is_none_or(|old| *old < end);
         if sequence <= now.0 && end > now && later {
             self.arm(Timer::LeaseEnd, end);
-            if self.any_needs_lease() {
+            let lost = self.config.resources.iter().any(|r| self.runs_lost(*r));
+            if self.any_needs_lease() && !lost {
                 self.deadman(now, end, out);
             }
         }
@@ -110,9 +115,11 @@ impl State {
         if open && !self.broken(Mutation::PromiseWithTakeOverOpen) {
             return;
         }
+        let Some(mut registers) = self.recorded() else { return };
+        if self.broken(Mutation::PromiseTellsNothing) {
+            registers.clear();
+        }
         self.arm(Timer::Promise, now.plus(self.config.lease_ms));
-        let tells = !self.broken(Mutation::PromiseTellsNothing);
-        let registers = if tells { self.registers() } else { Registers::new() };
         self.send_peer(now, out, ToPeer::LeasePromised { boot, sequence, registers });
     }
 

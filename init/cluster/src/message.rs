@@ -166,7 +166,7 @@ pub enum ToPeer {
         boot: BootId,
         /// From the request.
         sequence: u64,
-        /// What the promising node knows: who asked may have lost long ago what it asks for.
+        /// What is on the promising node's disk: who asked may have lost long ago what it asks for.
         registers: Registers,
     },
     /// Rule 4d: everything under this pact is on your disk if it still has this generation; mark it.

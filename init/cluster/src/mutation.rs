@@ -46,6 +46,8 @@ pub enum Mutation {
     MarkerOfOtherData,
     /// Rule 5: the role is read from the node's own disk.
     RoleFromDisk,
+    /// Rule 5: what outlived a supervisor goes on though another node holds it by now.
+    RunsOnUnheld,
     /// Rule 5: a holder goes on at its old epoch.
     EpochNotRaisedOnResume,
     /// Rule 5: a holder goes on with other data than it won with.
@@ -97,7 +99,7 @@ pub enum Mutation {
 impl Mutation {
     /// All of them.
     #[cfg(feature = "mutations")]
-    pub const ALL: [Mutation; 41] = {
+    pub const ALL: [Mutation; 42] = {
         use Mutation::*;
         [
             DropBeforeSolo,
@@ -118,6 +120,7 @@ impl Mutation {
             MarkerNotCleared,
             MarkerOfOtherData,
             RoleFromDisk,
+            RunsOnUnheld,
             EpochNotRaisedOnResume,
             GenerationNotCheckedOnResume,
             IntentNotDurable,

@@ -9,6 +9,10 @@ use crate::types::{Observed, ResourceId, Tick};
 
 impl State {
     pub(crate) fn unlearned(&mut self, now: Tick, r: ResourceId, out: &mut Actions) {
+        // Before anything is read from a disk: it may hang.
+        if self.runs_lost(r) {
+            return self.go(r, Phase::Fenced);
+        }
         let Observed::Known(control) = self.seat(r).control else {
             self.issue(now, out, Some(r), Action::ReadControl, vec![]);
             return;
@@ -23,10 +27,6 @@ impl State {
         }
         let as_won = self.mirror.won.get(&r) == Some(&control.generation)
             || self.broken(Mutation::GenerationNotCheckedOnResume);
-        // What outlived an earlier run of the supervisor, and somebody else holds by now: whoever says so, it has ended.
-        if !mine && self.seat(r).running == Some(Running::Serving) {
-            return self.go(r, Phase::Fenced);
-        }
         if !self.seat(r).learned {
             // Rule 10: the standby gave its marker up, so its word is enough while the arbiter is away.
             let alone = self.mirror.no_arbiter.get(&r) == Some(&register.epoch);
@@ -48,6 +48,12 @@ impl State {
         }
         let unraised = self.broken(Mutation::EpochNotRaisedOnResume);
         self.go(r, if unraised { Phase::Starting } else { Phase::Resuming });
+    }
+
+    /// It outlived an earlier run of the supervisor, and whoever said so: somebody else holds it by now.
+    pub(crate) fn runs_lost(&self, r: ResourceId) -> bool {
+        let lost = self.register(r).is_some() && !self.holds(r) && !self.broken(Mutation::RunsOnUnheld);
+        lost && self.seat(r).running == Some(Running::Serving)
     }
 
     fn acknowledges_alone(&self, r: ResourceId) -> bool {

@@ -194,7 +194,6 @@ pub const CASES: &[Case] = {
         case(&[RenounceLast], Explorer(ALONE)),
         case(&[NoHoldBack], Simulator),
         case(&[LeaseFromAnswer], Faults(&[Fault::Bad, Fault::Isolated(A)])),
-        case(&[PromiseTellsNothing], Faults(&[Fault::Stall(B), Fault::Supervisor(B), Fault::Witness])),
         case(&[PromiseNotKept], Faults(&[Fault::NoWitness(A), Fault::Stream])),
         case(&[PromiseForgotten], Faults(&[Fault::NoWitness(A), Fault::Supervisor(B), Fault::Between])),
         case(&[DeadmanNotArmed], Faults(&[Fault::HangSupervisor(B), Fault::Isolated(B)])),
@@ -276,6 +275,18 @@ pub const COVERED: &[Covered] = {
             with: &[PromiseForgotten],
             ground: Faults(&[Fault::NoWitness(A), Fault::Supervisor(B), Fault::Between]),
             argument: "whatever the run before promised holds for T, and nobody asks before that",
+        },
+        Covered {
+            alone: RunsOnUnheld,
+            with: &[PromiseTellsNothing],
+            ground: Faults(&[Fault::Stall(B), Fault::Supervisor(B), Fault::Witness]),
+            argument: "what the promise or the arbiter says ends it as soon as its data was looked at",
+        },
+        Covered {
+            alone: PromiseTellsNothing,
+            with: &[RunsOnUnheld],
+            ground: Faults(&[Fault::Stall(B), Fault::Supervisor(B), Fault::Witness]),
+            argument: "the peer's mirror says the same with every beat, and what runs unheld ends",
         },
         Covered {
             alone: PromiseWithTakeOverOpen,
