@@ -1,6 +1,6 @@
 //! Leaving Sync (rule 2): Solo is won and on disk before anything is acknowledged alone.
 
-use crate::action::{Action, Actions, Need};
+use crate::action::{Action, Actions, Kind, Need};
 use crate::event::Link;
 use crate::mutation::Mutation;
 use crate::phase::Phase;
@@ -47,13 +47,8 @@ impl State {
                 }
                 let timeout = self.broken(Mutation::SyncLeftByTimeout) && self.arbiter.silent;
                 if timeout || self.broken(Mutation::DropBeforeSolo) {
-                    self.issue(
-                        now,
-                        out,
-                        Some(r),
-                        Action::DropSync,
-                        vec![Need::RegisterDurable(r, epoch.next())],
-                    );
+                    let needs = vec![Need::RegisterDurable(r, epoch.next())];
+                    self.issue(now, out, Some(r), Action::DropSync, needs);
                 }
             }
             Phase::Recording => {
@@ -75,10 +70,7 @@ impl State {
                 // A request for Sync that a crash could send again must be forgotten on disk first: after it was won
                 // the standby may take over, without what is acknowledged alone from here on.
                 let asked = self.intent_open(r, |c| matches!(c, Change::Protect(_)));
-                let arming = self
-                    .pending
-                    .keys()
-                    .any(|id| id.resource == Some(r) && id.kind == crate::action::Kind::ArmSync);
+                let arming = self.pending.keys().any(|id| id.resource == Some(r) && id.kind == Kind::ArmSync);
                 if !asked && !arming {
                     self.issue(now, out, Some(r), Action::DropSync, vec![Need::RegisterDurable(r, epoch)]);
                 }

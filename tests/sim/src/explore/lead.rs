@@ -160,7 +160,7 @@ fn until(world: &mut World, node: Node, phase: Phase, passes: impl Fn(&Move) -> 
 pub(crate) fn round(
     world: &mut World,
     passes: &dyn Fn(&World, &Move) -> bool,
-    delivered: &mut HashSet<Shared<Letter>>,
+    delivered: &mut HashSet<u128>,
 ) {
     for moved in moves(world) {
         let possible = match &moved {
@@ -170,12 +170,12 @@ pub(crate) fn round(
                 let serves = matches!(world.machines[node.index()].service, Service::Serving { .. });
                 serves && world.at_head(*node)
             }
-            Move::Deliver(letter) => !delivered.contains(letter),
+            Move::Deliver(letter) => !delivered.contains(&letter.fingerprint()),
             _ => false,
         };
         if possible && passes(world, &moved) {
             if let Move::Deliver(letter) = &moved {
-                delivered.insert(letter.clone());
+                delivered.insert(letter.fingerprint());
             }
             apply(world, &moved);
         }

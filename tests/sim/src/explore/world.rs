@@ -378,6 +378,7 @@ impl World {
         }
         let peer = node.peer();
         let at_head = self.at_head(node);
+        let seen = at_head || self.mutations.broken(Mutation::CanaryNotAwaited);
         let peer_log = self.machines[peer.index()].log.clone();
         let peer_serves = matches!(self.machines[peer.index()].service, Service::Serving { .. });
         let peer_generation = Generation(self.machines[peer.index()].generation);
@@ -399,9 +400,7 @@ impl World {
             Action::Admit => set(machine, |_, _, admitted| *admitted = true),
             Action::ArmSync => set(machine, |armed, _, _| *armed = true),
             Action::Barrier => set(machine, |armed, published, _| *published = *armed),
-            Action::Canary if at_head || self.mutations.broken(Mutation::CanaryNotAwaited) => {
-                return Some(Outcome::Done(Report::Canary(peer_generation)));
-            }
+            Action::Canary if seen => return Some(Outcome::Done(Report::Canary(peer_generation))),
             Action::Canary => return Some(Outcome::Failed),
             Action::DropSync => set(machine, |armed, published, admitted| {
                 *armed = false;
