@@ -78,6 +78,7 @@ impl State {
             Timer::ArbiterGone => self.arbiter.gone = true,
             Timer::HandOver(r) => self.hand_over_expired(r),
             Timer::Backoff(r) => self.backoff_over(r),
+            Timer::Mark(r) => self.not_marked(now, r),
             Timer::ClientsLost => self.clients_lost = true,
             Timer::Crashes(r) => {
                 if let Some(seat) = self.seats.get_mut(&r) {

@@ -33,6 +33,8 @@ pub enum Timer {
     Backoff(ResourceId),
     /// The other node did not take what was handed over.
     HandOver(ResourceId),
+    /// The standby did not mark: its data is perhaps not what flushed the canary any more.
+    Mark(ResourceId),
     /// Automatic moves are allowed again.
     Freeze,
     /// The client ports are down here and up at the standby for long enough.

@@ -11,9 +11,11 @@ use crate::register::{self, Change, Mode, Reason, Register};
 use crate::state::{ARBITER_GONE_MS, LEFT_MAX, RETRY_MS, State, Voting};
 use crate::types::{Epoch, Generation, Incarnation, Observed, RequestId, ResourceId, Tick};
 
-/// Without an arbiter, a change that was forced, or made after the other node was switched off, goes this far ahead of the
-/// epoch that it knows: whatever the other node did by itself in the meantime (resume after a restart) comes before it.
+/// Without an arbiter, a change that was made after the other node was switched off goes this far ahead of the epoch that it
+/// knows: whatever the other node did by itself in the meantime (resume after a restart) comes before it.
 const JUMP: u64 = 1 << 20;
+/// And an operator's word this far: it counts more than what either node did by itself, also what both have forgotten.
+const WORD: u64 = 1 << 40;
 
 /// An unanswered batch is sent again after this long.
 const RESEND_MS: u64 = 500;
@@ -303,7 +305,9 @@ impl State {
             let Ok(mut next) = register::apply(current, cas.expect, self.config.me, cas.change) else {
                 continue;
             };
-            if cas.change == Change::Force || fences {
+            if cas.change == Change::Force {
+                next.epoch.0 += WORD;
+            } else if fences {
                 next.epoch.0 += JUMP;
             }
             if current.is_none_or(|old| old.holder != next.holder) {
@@ -323,7 +327,7 @@ impl State {
             return;
         };
         let kept = Register {
-            epoch: Epoch(register.epoch.0 + JUMP),
+            epoch: Epoch(register.epoch.0 + WORD),
             mode: Mode::Solo,
             holder: self.config.me,
             reason: Reason::Forced,

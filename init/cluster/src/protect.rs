@@ -81,9 +81,17 @@ impl State {
                 seat.peer_generation = Some(generation);
                 seat.marked = false;
                 self.arm(Timer::Beat, now);
+                self.arm(Timer::Mark(r), now.plus(self.config.lease_ms));
             }
             (Phase::Canary, None) => self.give_up(now, r),
             (_, _) => {}
+        }
+    }
+
+    /// The standby has another copy than the one that flushed the canary, and will never mark.
+    pub(crate) fn not_marked(&mut self, now: Tick, r: ResourceId) {
+        if self.seats.contains_key(&r) && self.seat(r).phase == Phase::Marking && !self.seat(r).marked {
+            self.give_up(now, r);
         }
     }
 
