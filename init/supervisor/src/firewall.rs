@@ -27,6 +27,8 @@ const DEADLINE_MS: u32 = 10_000;
 const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 /// Ports on which members and pairing nodes speak to each other over link-local addresses.
 const MEMBERS: &str = "7400-7409";
+/// Ports on which DRBD volumes of the two members replicate: from the one that DRBD's own examples begin with.
+const VOLUMES: &str = "7788-7799";
 /// Where operators and balancers ask how a node is.
 pub(crate) const HTTP: u16 = 8008;
 
@@ -141,7 +143,7 @@ fn filter(out: &mut String, site: &Site, node: &Node) {
         }
     };
     let database = site.postgresql.port.to_string();
-    from(&peers, &format!("{{ {}, {OPERATORS}, {database} }}", crate::driver::PORT));
+    from(&peers, &format!("{{ {}, {OPERATORS}, {database}, {VOLUMES} }}", crate::driver::PORT));
     from(clients, &database);
     from(clients, &HTTP.to_string());
     from(&own, &HTTP.to_string());
