@@ -30,6 +30,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   soak faults N         N faults in PID 1 of a guest under 500 services: nothing restarted, no end lost
   soak journald N       N times 30 kills and a stop of journald under 10,000 lines a second, in namespaces: as root
   soak first-boot N     N boots of states that a power cut could leave in a first boot
+  soak drbd             all scripts of tests/sim/calibration/drbd.txt on two machines
   configured-root IMAGE   every path of lab or appliance that is not as apt and dpkg would make it, with the reason
   bench NAME            build, image-size, init, witness: measured side by side in one run, printed as a table";
 
@@ -87,6 +88,13 @@ fn run(args: &[&str]) -> Result<bool> {
         ["soak", "faults", count] => {
             verify::soak_init(&root, GUESTS, "guest", "pid_1_of_a_machine_survives_faults", count)?
         }
+        ["soak", "drbd"] => verify::soak_init(
+            &root,
+            GUESTS,
+            "appliance",
+            "the_appliance_does_on_two_machines_what_it_is_for",
+            "1",
+        )?,
         ["soak", "journald", count] => verify::soak_journald(&root, count)?,
         ["soak", "first-boot", count] => verify::soak_init(
             &root,
