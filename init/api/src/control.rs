@@ -155,6 +155,14 @@ pub struct Oneshot {
     pub capture_max: u32,
 }
 
+impl Oneshot {
+    /// As root, in `/`, with nothing more in its environment, and as much output kept as can be.
+    pub fn as_root(name: impl Into<String>, exec: Vec<String>, deadline_ms: u32) -> Self {
+        let (env, cwd) = (Vec::new(), "/".into());
+        Self { name: name.into(), exec, env, uid: 0, gid: 0, cwd, deadline_ms, capture_max: CAPTURE_MAX }
+    }
+}
+
 /// What comes after an ordered shutdown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Shutdown {

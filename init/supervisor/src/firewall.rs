@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use dyad_api::control::{CAPTURE_MAX, ExitStatus, Oneshot};
+use dyad_api::control::{ExitStatus, Oneshot};
 use dyad_channel::operator::PORT as OPERATORS;
 use dyad_spec::IpNet;
 use dyad_spec::site::{Node, Site};
@@ -194,17 +194,8 @@ async fn apply(paths: &Paths, pid1: &Pid1, rules: &str) -> Result<(), ApplyError
     }
     let file = paths.at("/run/dyad/firewall.nft");
     files::write(&file, rules.as_bytes(), Access::own(0o600))?;
-    let oneshot = Oneshot {
-        name: "firewall".into(),
-        exec: vec![NFT.into(), "-f".into(), file.display().to_string()],
-        env: Vec::new(),
-        uid: 0,
-        gid: 0,
-        cwd: "/".into(),
-        deadline_ms: DEADLINE_MS,
-        capture_max: CAPTURE_MAX,
-    };
-    let finished = pid1.run(oneshot).await?;
+    let exec = vec![NFT.into(), "-f".into(), file.display().to_string()];
+    let finished = pid1.run(Oneshot::as_root("firewall", exec, DEADLINE_MS)).await?;
     match finished.status {
         ExitStatus::Exited(0) => Ok(()),
         status => {

@@ -32,6 +32,17 @@ pub fn run(script: &Script, mut operate: impl FnMut(&str) -> String) -> String {
     format!("## {}\n{}", script.title, lines.collect::<String>())
 }
 
+/// Every script of a text on a model of its own, as records have it; at least `least` of them.
+pub fn all<M: Default>(text: &str, least: usize, operate: fn(&mut M, &str) -> String) -> String {
+    let all = scripts(text);
+    assert!(all.len() >= least, "only {} scripts", all.len());
+    let one = |script: &Script| {
+        let mut model = M::default();
+        run(script, |line| operate(&mut model, line))
+    };
+    all.iter().map(one).collect::<Vec<String>>().join("\n")
+}
+
 /// The model's two servers: `p` serves, `s` follows.
 #[derive(Debug)]
 pub struct Model {

@@ -14,7 +14,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use dyad_sim::calibrate::{EXPECT, Model, SCRIPTS, Script, run, scripts};
+use dyad_sim::calibrate::{EXPECT, Model, SCRIPTS, Script, all, run, scripts};
 
 const BIN: &str = "/usr/lib/postgresql/15/bin";
 /// PostgreSQL refuses root: there, everything runs as nobody.
@@ -451,16 +451,7 @@ fn copy(from: &Path, to: &Path) {
 #[test]
 fn the_model_does_what_was_recorded() {
     let recorded = std::fs::read_to_string(EXPECT).unwrap();
-    let all = scripts(SCRIPTS);
-    assert!(all.len() >= SCRIPTS_MIN, "only {} scripts", all.len());
-    let modelled: Vec<String> = all
-        .iter()
-        .map(|script| {
-            let mut model = Model::default();
-            run(script, |line| model.operate(line))
-        })
-        .collect();
-    assert_eq!(modelled.join("\n"), recorded);
+    assert_eq!(all(SCRIPTS, SCRIPTS_MIN, Model::operate), recorded);
 }
 
 /// One script on a fresh pair.

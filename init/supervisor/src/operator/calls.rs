@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use dyad_api::control::{self, CAPTURE_MAX, ExitStatus, Oneshot, Refusal};
+use dyad_api::control::{self, ExitStatus, Oneshot, Refusal};
 use dyad_api::line::TooLong;
 use dyad_api::operator::{
     Call, CredentialRow, Credentials, Exec, ExecResult, Failure, FailureKind, FirewallRules, LOG_LINES_MAX,
@@ -274,16 +274,7 @@ impl Context {
         }
         let number = self.execs.get();
         self.execs.set(number.wrapping_add(1));
-        let oneshot = Oneshot {
-            name: format!("exec-{number}"),
-            exec: exec.argv,
-            env: Vec::new(),
-            uid: 0,
-            gid: 0,
-            cwd: "/".into(),
-            deadline_ms: exec.deadline_ms,
-            capture_max: CAPTURE_MAX,
-        };
+        let oneshot = Oneshot::as_root(format!("exec-{number}"), exec.argv, exec.deadline_ms);
         let finished = self.pid1.run(oneshot).await.map_err(|error| failure(&error))?;
         let status = match finished.status {
             ExitStatus::Exited(status) => Some(status),

@@ -1,7 +1,7 @@
 //! The end of the journal, read by journalctl that PID 1 runs: page by page backwards, because a one-shot gives back a
 //! bounded end of its output.
 
-use dyad_api::control::{CAPTURE_MAX, ExitStatus, Oneshot};
+use dyad_api::control::{ExitStatus, Oneshot};
 use dyad_api::operator::{Failure, FailureKind, LogLine};
 use serde_json::Value;
 
@@ -39,16 +39,7 @@ async fn run(pid1: &Pid1, lines: u32, service: Option<&str>, after: Option<&str>
     exec.push(format!("--lines={lines}"));
     exec.extend(service.map(|name| format!("--unit={name}.service")));
     exec.extend(after.map(|cursor| format!("--after-cursor={cursor}")));
-    let oneshot = Oneshot {
-        name: "journalctl".into(),
-        exec,
-        env: Vec::new(),
-        uid: 0,
-        gid: 0,
-        cwd: "/".into(),
-        deadline_ms: DEADLINE_MS,
-        capture_max: CAPTURE_MAX,
-    };
+    let oneshot = Oneshot::as_root("journalctl", exec, DEADLINE_MS);
     let failed = |message: String| Failure::new(FailureKind::Failed, message);
     let finished = pid1.run(oneshot).await.map_err(|error| failed(format!("journalctl: {error}")))?;
     match finished.status {
