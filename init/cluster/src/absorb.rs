@@ -3,8 +3,9 @@
 use crate::action::{Action, ActionId, Actions, Kind, Outcome, Relation, Report};
 use crate::event::{Command, Event, Timer};
 use crate::message::ToPeer;
+use crate::mutation::Mutation;
 use crate::phase::Phase;
-use crate::state::{RETRY_MS, State, Voting};
+use crate::state::{PEER_OFF_MS, RETRY_MS, State, Voting};
 use crate::types::{Observed, ResourceId, Tick};
 
 impl State {
@@ -80,6 +81,8 @@ impl State {
             Timer::Backoff(r) => self.backoff_over(r),
             Timer::Mark(r) => self.not_marked(now, r),
             Timer::ClientsLost => self.clients_lost = true,
+            Timer::PeerOff if self.broken(Mutation::FenceRemembered) => {}
+            Timer::PeerOff => self.peer_may_be_on(),
             Timer::Crashes(r) => {
                 if let Some(seat) = self.seats.get_mut(&r) {
                     seat.crashes = 0;
@@ -96,8 +99,7 @@ impl State {
 
     fn hear_peer(&mut self, now: Tick, message: ToPeer, out: &mut Actions) {
         self.peer_silent = false;
-        self.peer_off = false;
-        self.peer_is_back();
+        self.peer_may_be_on();
         self.arm(Timer::PeerSilent, now.plus(self.config.lease_ms));
         match message {
             ToPeer::Mirror(Some(registers)) => self.peer_mirror(&registers),
@@ -146,8 +148,9 @@ impl State {
             (Kind::WriteMirror, _) => self.mirror_written(now, outcome),
             (Kind::FencePeer, _) => {
                 self.peer_off = matches!(outcome, Outcome::Done(_));
-                if !self.peer_off {
-                    self.arm(Timer::Retry(None), now.plus(RETRY_MS));
+                match self.peer_off {
+                    true => self.arm(Timer::PeerOff, now.plus(PEER_OFF_MS)),
+                    false => self.arm(Timer::Retry(None), now.plus(RETRY_MS)),
                 }
             }
             (kind, Some(r)) if kind.aside() && self.seats.contains_key(&r) => {

@@ -72,7 +72,8 @@ pub enum Action {
     Clone,
     /// Stop being a standby, on a new timeline, serving alone.
     Promote,
-    /// Power the other machine off and read back that it is off.
+    /// Power the other machine off and read back that it is off. Whoever carries it out completes it at once after that
+    /// reading: it is relied on for [`crate::PEER_OFF_MS`] from the completion on.
     FencePeer,
     /// Start a virtual machine whose volume is held here, or let one go on that came by live migration.
     StartVm(VmId),

@@ -41,6 +41,8 @@ pub enum Timer {
     ClientsLost,
     /// A service that crashed often has not crashed for long enough.
     Crashes(ResourceId),
+    /// The peer that was switched off may be on again.
+    PeerOff,
 }
 
 /// The replication link of a resource as this side sees it.

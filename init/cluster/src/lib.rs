@@ -38,4 +38,4 @@ pub mod types;
 pub use crash::{CRASHES_MAX, CRASHES_WITHIN_MS};
 pub use lease::DRIFT_PPM;
 pub use mutation::Mutations;
-pub use state::{ARBITER_GONE_MS, Config, Found, Running, State, Voting, step};
+pub use state::{ARBITER_GONE_MS, Config, Found, PEER_OFF_MS, Running, State, Voting, step};

@@ -88,6 +88,8 @@ pub enum Mutation {
     SuspectedAtStart,
     /// Leases: a lease counts from its answer, not from when it was asked for.
     LeaseFromAnswer,
+    /// Modes without an arbiter: a peer that was switched off once is taken for off until it is heard.
+    FenceRemembered,
     /// Leases: PID 1 is given no deadline.
     DeadmanNotArmed,
     /// Leases: the standby promises while its own take-over is open.
@@ -99,7 +101,7 @@ pub enum Mutation {
 impl Mutation {
     /// All of them.
     #[cfg(feature = "mutations")]
-    pub const ALL: [Mutation; 42] = {
+    pub const ALL: [Mutation; 43] = {
         use Mutation::*;
         [
             DropBeforeSolo,
@@ -141,6 +143,7 @@ impl Mutation {
             PromiseForgotten,
             SuspectedAtStart,
             LeaseFromAnswer,
+            FenceRemembered,
             DeadmanNotArmed,
             PromiseWithTakeOverOpen,
             LeaseEndIgnored,

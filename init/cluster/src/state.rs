@@ -20,6 +20,9 @@ pub(crate) const LEFT_MAX: usize = 64;
 pub(crate) const RETRY_MS: u64 = 500;
 /// With arbiter and answers missing for this long, the pair goes on without (rule 10).
 pub const ARBITER_GONE_MS: u64 = 60_000;
+/// A machine that was switched off does not run a supervisor again within this time. Later it may, unheard, and what was
+/// decided over it and is not on disk yet must not be carried out.
+pub const PEER_OFF_MS: u64 = 1_000;
 /// Rounds of one step: each moves some resource by one edge, and no chain of edges without an event is longer.
 const ROUNDS_MAX: usize = 16;
 
@@ -120,8 +123,8 @@ pub(crate) struct Seat {
     /// Crashes within the last [`crate::CRASHES_WITHIN_MS`].
     pub(crate) crashes: u8,
     pub(crate) unhealthy: bool,
-    /// The peer was heard after it had been switched off and before that change was on disk: it may have resumed, so it is
-    /// switched off once more.
+    /// The peer may be on again, after it had been switched off and before that change was on disk: it may have resumed, so
+    /// it is switched off once more.
     pub(crate) fence_again: bool,
     /// Promoted, and no checkpoint since.
     pub(crate) checkpoint_due: bool,

@@ -129,8 +129,9 @@ impl State {
         }
     }
 
-    /// The peer was heard although it had been switched off.
-    pub(crate) fn peer_is_back(&mut self) {
+    /// The peer was heard, or was switched off for so long ago that it may be on again without being heard.
+    pub(crate) fn peer_may_be_on(&mut self) {
+        self.peer_off = false;
         if self.config.voting != Voting::FenceDevice {
             return;
         }

@@ -2,6 +2,7 @@
 
 pub mod calibrate;
 pub mod explore;
+pub mod matrix;
 pub mod mutate;
 pub mod report;
 pub mod scenario;

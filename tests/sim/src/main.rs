@@ -8,22 +8,28 @@ use anyhow::{Context, Result, bail};
 use dyad_cluster::mutation::Mutation;
 use dyad_cluster::{Voting, phase::EDGES};
 use dyad_sim::explore::{Bounds, Exploration, NOTHING, STORM, explore, walk};
+use dyad_sim::matrix::Matrix;
 use dyad_sim::mutate::Ground;
 use dyad_sim::report::{many, times};
-use dyad_sim::sim::{HARMLESS, NAMES, Plan};
+use dyad_sim::scenario::Scenario;
+use dyad_sim::sim::{HARMLESS, Plan};
 use dyad_sim::{mutate, sim};
 
 const USAGE: &str = "usage: dyad-sim COMMAND
   sim --seeds A..B [--json | --threads N]   histories of whole clusters
   sim --seed N                one of them, told in full; a broken one without the faults that it does not need
   sim scenario NAME           one of tests/scenarios, told in full
-  sim coverage --seeds A..B   which edges were never taken under which fault
+  sim coverage --seeds A..B --tries N
+                              which edges are never taken under which fault, each with its reason; N more histories are
+                              looked through for each that the seeds do not show
   sim harmless N              N episodes of each kind in which nothing may move
   sim times N                 simulated times of take-over, degrade and protection, over N runs each
   explore STATES              every order of everything, breadth first, at most so many states
   walk --seeds A..B           deep random histories of the explorer
   mutate --seeds N [NAME]     each named mutation, or this one, at most so many seeds";
 
+/// See [`coverage`].
+const HUNTS: usize = 3;
 /// Moves of one random history.
 const STEPS_MAX: usize = 400;
 
@@ -54,10 +60,7 @@ fn replay(seed: u64) -> bool {
     let drawn = Plan::drawn(seed);
     let breaks = |plan: &Plan| sim::play(plan, &[], false).violation.is_some();
     let plan = if breaks(&drawn) { drawn.shrunk(breaks) } else { drawn };
-    println!("third vote: {:?}", plan.voting);
-    for event in &plan.events {
-        println!("{:>8}..{:<8} {}", event.at_ms, event.until_ms, event.fault);
-    }
+    print!("{plan}");
     let run = sim::play(&plan, &[], true);
     run.log.iter().for_each(|line| println!("{line}"));
     println!("{}", run.violation.as_deref().unwrap_or("no violation"));
@@ -66,27 +69,19 @@ fn replay(seed: u64) -> bool {
 
 /// Tells a scenario in full.
 fn story(name: &str) -> Result<bool> {
-    let all = dyad_sim::scenario::all()?;
-    let (_, scenario) =
-        all.iter().find(|(_, s)| s.name == name).with_context(|| format!("no scenario {name:?}"))?;
-    let (_, run) = scenario.tell();
+    let (_, run) = Scenario::named(name)?.tell();
     run.log.iter().for_each(|line| println!("{line}"));
     println!("{}", run.violation.as_deref().unwrap_or("no violation"));
     Ok(run.violation.is_none())
 }
 
-fn coverage(seeds: std::ops::Range<u64>) -> bool {
-    let mut sum = many(seeds.clone(), threads(), Plan::drawn);
-    for name in NAMES {
-        let mut rich = many(seeds.clone(), threads(), |seed| Plan::rich_in(name, seed));
-        rich.violations.iter_mut().for_each(|(_, violation)| violation.insert_str(0, &format!("{name}: ")));
-        sum.join(rich);
-    }
-    for (seed, violation) in &sum.violations {
-        println!("seed {seed}: {violation}");
-    }
-    println!("{}\n{}", sum.coverage(), sum.line());
-    sum.violations.is_empty()
+fn coverage(seeds: std::ops::Range<u64>, tries: u64) -> Result<bool> {
+    let mut matrix = Matrix::surveyed(seeds, threads());
+    // What one hunt finds is where the next one begins.
+    (0..HUNTS).for_each(|_| matrix.hunt(tries, threads()));
+    let (text, complete) = matrix.told()?;
+    print!("{text}");
+    Ok(complete)
 }
 
 /// Kinds of episodes in which nothing may move.
@@ -195,7 +190,7 @@ fn run(args: &[&str]) -> Result<bool> {
         }
         ["sim", "--seed", seed] => replay(number(seed)?),
         ["sim", "scenario", name] => story(name)?,
-        ["sim", "coverage", "--seeds", seeds] => coverage(range(seeds)?),
+        ["sim", "coverage", "--seeds", seeds, "--tries", tries] => coverage(range(seeds)?, number(tries)?)?,
         ["sim", "harmless", count] => harmless(number(count)?),
         ["sim", "times", runs] => {
             figures(number(runs)?);

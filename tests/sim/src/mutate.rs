@@ -10,8 +10,9 @@ use dyad_cluster::phase::Phase::{Alone, Arming, Dropping, Following, Inspecting,
 use dyad_cluster::types::Node::{A, B};
 
 use crate::explore::{Bounds, Lead, NOTHING, walk, walk_from};
+use crate::scenario::Scenario;
 use crate::sim::{self, Fault, Plan};
-use Ground::{Explorer, Faults, Led, Simulator};
+use Ground::{Explorer, Faults, Led, Simulator, Story};
 
 /// Where a mutation should be noticed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub enum Ground {
     Simulator,
     /// Histories of the simulator in which each of these faults comes once, at any moment: time passes, so leases matter.
     Faults(&'static [Fault]),
+    /// This story of tests/scenarios with other chances.
+    Story(&'static str),
 }
 
 /// One row: the clauses broken together, and where that shows.
@@ -196,6 +199,7 @@ pub const CASES: &[Case] = {
         case(&[LeaseFromAnswer], Faults(&[Fault::Bad, Fault::Isolated(A)])),
         case(&[PromiseNotKept], Faults(&[Fault::NoWitness(A), Fault::Stream])),
         case(&[PromiseForgotten], Faults(&[Fault::NoWitness(A), Fault::Supervisor(B), Fault::Between])),
+        case(&[FenceRemembered], Story("fenced-and-back-unheard")),
         case(&[DeadmanNotArmed], Faults(&[Fault::HangSupervisor(B), Fault::Isolated(B)])),
     ]
 };
@@ -321,6 +325,11 @@ fn noticed(ground: Ground, broken: &[Mutation], seed: u64) -> Option<String> {
         Ground::Faults(faults) => {
             let run = sim::play(&Plan::of(faults, seed), broken, false);
             run.violation.map(|violation| format!("{violation}, simulator"))
+        }
+        Ground::Story(name) => {
+            let story = Scenario::named(name).expect("the test of the stories reads every one");
+            let run = sim::play(&Plan { seed, ..story.plan }, broken, false);
+            run.violation.map(|violation| format!("{violation}, story {name}"))
         }
     }
 }

@@ -1,16 +1,15 @@
 //! Many histories at once, and what they add up to.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dyad_cluster::Voting;
-use dyad_cluster::phase::{EDGES, Phase};
 use dyad_cluster::register::Reason;
 use dyad_cluster::types::Node;
 
-use crate::sim::{self, Fault, NAMES, Plan, Planned, Run};
+use crate::sim::{self, Fault, Plan, Planned, Run};
 
 /// Threads take this many seeds at a time.
 const CHUNK: u64 = 16;
@@ -34,8 +33,6 @@ pub struct Sum {
     pub moved: u64,
     /// Acknowledged writes that forced take-overs gave up, as announced.
     pub given_up: usize,
-    /// Edges with a fault that was there.
-    pub matrix: BTreeSet<((Phase, Phase), &'static str)>,
     /// Seed and complaint.
     pub violations: Vec<(u64, String)>,
 }
@@ -49,7 +46,6 @@ impl Sum {
         self.faults += run.faults;
         self.moved += run.moved;
         self.given_up += run.given_up;
-        self.matrix.extend(run.matrix);
         self.violations.extend(run.violation.map(|violation| (seed, violation)));
     }
 
@@ -62,7 +58,6 @@ impl Sum {
         self.faults += other.faults;
         self.moved += other.moved;
         self.given_up += other.given_up;
-        self.matrix.extend(other.matrix);
         self.violations.extend(other.violations);
     }
 
@@ -94,23 +89,6 @@ impl Sum {
             each(self.faults as f64),
             self.violations.len()
         )
-    }
-
-    /// Edge by fault: how many edges were never taken under each fault, and which edges were never taken at all.
-    pub fn coverage(&self) -> String {
-        let mut text = String::from("| edge | never under |\n|---|---|\n");
-        let names = || NAMES.iter().copied().chain(["none"]);
-        for (from, to, _) in EDGES {
-            let missing: Vec<_> = names().filter(|n| !self.matrix.contains(&((*from, *to), n))).collect();
-            let list = match missing.len() {
-                0 => continue,
-                all if all == names().count() => "anything: not taken".into(),
-                _ => missing.join(", "),
-            };
-            text.push_str(&format!("| {from:?} -> {to:?} | {list} |\n"));
-        }
-        let (cells, full) = (EDGES.len() * names().count(), self.matrix.len());
-        format!("{text}\n{full} of {cells} cells, {} edges, {} faults\n", EDGES.len(), names().count())
     }
 }
 

@@ -24,6 +24,8 @@ struct File {
     #[serde(default)]
     seed: u64,
     #[serde(default)]
+    blank: bool,
+    #[serde(default)]
     event: Vec<Line>,
 }
 
@@ -76,7 +78,7 @@ impl Scenario {
             Vote::PrimaryBiased => Voting::PrimaryBiased,
             Vote::FenceDevice => Voting::FenceDevice,
         };
-        (plan.lease_ms, plan.volumes) = (file.lease_s * 1_000, file.volumes);
+        (plan.lease_ms, plan.volumes, plan.blank) = (file.lease_s * 1_000, file.volumes, file.blank);
         for line in &file.event {
             let fault: Fault = line
                 .fault
@@ -90,6 +92,15 @@ impl Scenario {
             plan.peace_ms = plan.peace_ms.max(until_ms + 1_000);
         }
         Ok(Scenario { name: name.to_owned(), covers: file.covers, plan })
+    }
+
+    /// The story of this name.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be read.
+    pub fn named(name: &str) -> Result<Scenario> {
+        let text = read(&Path::new(DIRECTORY).join(name).join("events.toml"))?;
+        Scenario::parse(name, &text)
     }
 
     /// What is compared with `expect.log`.

@@ -82,6 +82,8 @@ pub(crate) struct Cluster {
     pub(crate) acknowledged: Vec<Vec<(u64, Node, u64)>>,
     /// An operator took the resource from this node: what it still acknowledges is the price.
     pub(crate) forced_from: Vec<Option<Node>>,
+    /// The epoch of an operator's last word.
+    pub(crate) forced_at: Vec<Epoch>,
     /// The operator was told that taking the resource costs nothing.
     pub(crate) free: Vec<bool>,
     /// Acknowledged writes that a forced take-over gave up.
@@ -95,7 +97,8 @@ pub(crate) struct Cluster {
     pub(crate) faults: usize,
     pub(crate) peaceful_since: Option<u64>,
     pub(crate) best_since: Option<u64>,
-    pub(crate) edges: BTreeSet<(Phase, Phase)>,
+    /// Edges, and when each was first taken.
+    pub(crate) edges: BTreeMap<(Phase, Phase), u64>,
     /// Edges with the faults that were there when they were taken.
     pub(crate) matrix: BTreeSet<((Phase, Phase), &'static str)>,
     pub(crate) moments: Moments,
@@ -113,9 +116,11 @@ impl Cluster {
         let founded =
             |holder| Register { epoch: Epoch(1), mode: Mode::Solo, holder, reason: Reason::Founded };
         let count = usize::from(plan.volumes) + 1;
+        let holders: Vec<Node> = (0..count).map(|r| Node::BOTH[r % 2]).collect();
+        let known = if plan.blank { &[] } else { holders.as_slice() };
         let registers: BTreeMap<_, _> =
-            (0..count).map(|r| (ResourceId(r as u16), founded(Node::BOTH[r % 2]))).collect();
-        let machines = Node::BOTH.map(|node| Machine::new(node, &registers, &mut random));
+            (0..).map(ResourceId).zip(known).map(|(r, holder)| (r, founded(*holder))).collect();
+        let machines = Node::BOTH.map(|node| Machine::new(node, &holders, &registers, &mut random));
         let durable = match plan.voting {
             Voting::Arbiter => Durable { registers, ..Durable::default() },
             Voting::Strict | Voting::PrimaryBiased | Voting::FenceDevice => Durable::default(),
@@ -138,6 +143,7 @@ impl Cluster {
             written: 0,
             acknowledged: vec![Vec::new(); count],
             forced_from: vec![None; count],
+            forced_at: vec![Epoch(0); count],
             free: vec![false; count],
             untrue_since: BTreeMap::new(),
             given_up: 0,
@@ -147,7 +153,7 @@ impl Cluster {
             faults: 0,
             peaceful_since: None,
             best_since: None,
-            edges: BTreeSet::new(),
+            edges: BTreeMap::new(),
             matrix: BTreeSet::new(),
             moments: Moments::default(),
             log: tell.then(Vec::new),
@@ -300,26 +306,24 @@ impl Cluster {
         let tick = clock.read(now);
         let Some(state) = &mut machine.state else { return };
         let logged = self.recorded.as_ref().map(|_| event.clone());
-        let forced = match event {
-            Event::Command(Command::Force(r)) => {
-                self.free[usize::from(r.0)] = state.price(r) == Price::Nothing;
-                Some((r, state.register(r)))
-            }
-            _ => None,
-        };
+        if let Event::Command(Command::Force(r)) = event {
+            self.free[usize::from(r.0)] = state.price(r) == Price::Nothing;
+        }
         let issued = step(state, tick, event);
-        if let Some((r, before)) = forced
-            && state.register(r).is_some_and(|after| after.holder == node && Some(after) != before)
-        {
-            // Without a third vote the operator's word counts at once, and what the mirror says next is a later change.
-            self.forced_from[usize::from(r.0)] = Some(node.peer());
+        // An operator's word that no arbiter heard counts at once, and what the mirror says next is a later change.
+        let registers = (0..self.forced_from.len()).map(|r| state.register(ResourceId(r as u16)));
+        for (r, register) in registers.enumerate() {
+            let forced = register.filter(|register| register.reason == Reason::Forced);
+            if let Some(register) = forced.filter(|register| register.epoch > self.forced_at[r]) {
+                (self.forced_from[r], self.forced_at[r]) = (Some(register.holder.peer()), register.epoch);
+            }
         }
         let edges: Vec<_> = state.edges().to_vec();
         if let (Node::A, Some(event), Some(recorded)) = (node, logged, &mut self.recorded) {
             recorded.push(Entry::Step { at: tick, event, actions: issued.clone() });
         }
         for (r, from, to) in edges {
-            self.edges.insert((from, to));
+            self.edges.entry((from, to)).or_insert(now);
             let active: Vec<_> = match self.active.is_empty() {
                 true => vec!["none"],
                 false => self.active.iter().map(|fault| fault.name()).collect(),
@@ -377,7 +381,8 @@ impl Cluster {
             self.moments.changes.push((register.reason, self.now));
         }
         if register.reason == Reason::Forced {
-            self.forced_from[usize::from(id.0)] = Some(register.holder.peer());
+            let r = usize::from(id.0);
+            (self.forced_from[r], self.forced_at[r]) = (Some(register.holder.peer()), register.epoch);
         }
         self.note(|| {
             let Register { epoch, mode, holder, reason } = register;

@@ -49,6 +49,8 @@ pub enum Rewound {
 pub struct Database {
     /// What it is.
     pub kind: Kind,
+    /// A disk with nothing on it: no server's data yet.
+    pub blank: bool,
     /// Which copy: new after every rewind and clone.
     pub generation: u64,
     /// Timeline of the end of the log.
@@ -94,6 +96,7 @@ impl Database {
     pub fn new(kind: Kind, generation: u64) -> Database {
         Database {
             kind,
+            blank: false,
             generation,
             timeline: 1,
             control_timeline: 1,
@@ -249,6 +252,7 @@ impl Database {
     pub fn clone_of(&mut self, holder: &Database, generation: u64) -> Vec<u64> {
         let common = self.log.iter().zip(&holder.log).take_while(|(a, b)| a == b).count();
         let tail = self.log.split_off(common);
+        self.blank = false;
         self.log.clone_from(&holder.log);
         self.copied(holder, generation);
         tail

@@ -12,6 +12,8 @@ use super::oracles;
 
 /// A machine that was switched off through its fence device is switched on again after this.
 const POWER_ON_MS: u64 = 8_000;
+/// Somebody may do that earlier, but a machine needs some time to start.
+const BOOT_MS: u64 = 2 * dyad_cluster::PEER_OFF_MS;
 
 impl Cluster {
     /// Starts an action: messages leave at once, everything else takes its time.
@@ -124,6 +126,7 @@ impl Cluster {
             let peer = node.peer();
             self.note(|| format!("{node:?} switches {peer:?} off"));
             self.power_off(peer);
+            self.machines[peer.index()].off_until = self.now + BOOT_MS;
             self.put(self.now + POWER_ON_MS, Happening::PowerOn(peer));
             return done;
         }
@@ -332,7 +335,9 @@ fn control(database: &Database) -> Control {
 pub(crate) fn relation(own: &Database, holder: &Database) -> Relation {
     let mut asked = own.clone();
     asked.service = Service::Following;
-    if own.is_prefix_of(holder) && asked.may_stream_from(holder) {
+    if own.blank {
+        Relation::Unusable
+    } else if own.is_prefix_of(holder) && asked.may_stream_from(holder) {
         Relation::Streams
     } else if own.kind == Data::Volume {
         Relation::Diverged

@@ -64,11 +64,6 @@ macro_rules! faults {
                 all
             }
 
-            /// Ends what others need: at most one in a history, and not beside an arbiter that loses its memory.
-            pub(crate) fn is_rare(self) -> bool {
-                matches!(self, Fault::MirrorLost(_) | Fault::NewDisk(_) | Fault::Force(_) | Fault::Rollback)
-            }
-
             fn node(self) -> Option<Node> {
                 match self { $(faults!(@of $name, n $(, $node)?) => faults!(@some n $(, $node)?),)* Fault::OneWay(_) => None }
             }
@@ -153,6 +148,8 @@ faults! {
     Freeze = "freeze" / 1;
     /// Operator: this node takes everything by force.
     Force(Node) = "force";
+    /// Operator: this node looks again at what it refused.
+    Retry(Node) = "retry";
 }
 
 impl fmt::Display for Fault {
@@ -206,5 +203,33 @@ impl Fault {
             })
             .expect("the weights add up to the bound of the draw");
         Fault::of(name, None).or_else(|| Fault::of(name, Some(node))).unwrap_or(Fault::OneWay(wire))
+    }
+
+    /// The fault of this name, on either node or any wire.
+    pub(crate) fn somewhere(name: &str, random: &mut Random) -> Option<Fault> {
+        let node = Node::BOTH[random.between(0, 1) as usize];
+        let wire = Wire::ALL[random.between(0, 5) as usize];
+        let one_way = (name == "one-way").then_some(Fault::OneWay(wire));
+        Fault::of(name, None).or_else(|| Fault::of(name, Some(node))).or(one_way)
+    }
+
+    /// Of data, or of what was promised.
+    pub(crate) fn takes_a_copy(self) -> bool {
+        matches!(self, Fault::MirrorLost(_) | Fault::NewDisk(_))
+    }
+
+    /// Both may come in one history. What takes one copy away stands beside nothing
+    /// that takes another: nobody promised to survive that. An operator's force gives up what it says; beside an
+    /// arbiter that forgets, it cannot know what it gives up.
+    pub(crate) fn bears(self, other: Fault) -> bool {
+        let forces = |fault| matches!(fault, Fault::Force(_));
+        let alone = |one: Fault, other: Fault| match other {
+            Fault::Witness | Fault::Crash(_) | Fault::CrashBoth => one.takes_a_copy(),
+            Fault::Rollback | Fault::Force(_) => one.takes_a_copy() || forces(one),
+            // Where no arbiter is, this says that what the peer knows is all there is.
+            Fault::Retry(_) => one.takes_a_copy(),
+            _ => one.takes_a_copy() && other.takes_a_copy(),
+        };
+        !alone(self, other) && !alone(other, self)
     }
 }

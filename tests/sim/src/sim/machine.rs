@@ -13,13 +13,15 @@ use dyad_cluster::report::Cause;
 use dyad_cluster::types::{BootId, Generation, Node, ResourceId, Tick};
 use dyad_cluster::{Found, Running, State, Voting};
 
-use super::cluster::{Cluster, Happening};
+use super::cluster::{Cluster, Happening, LOOK_MS};
 use super::database::{Clock, Database, Kind, Service};
 use super::faults::{Fault, Wire};
 use super::random::Random;
 
 /// The copy of the arbiter's disk that somebody restores is at least this old.
 const COPY_MS: u64 = 10_000;
+/// Whoever founds says it again this often; it means nothing once somebody holds the resource.
+const FOUND_EVERY_MS: u64 = 1_000;
 /// After a reset by its own PID 1 a machine is back in this time.
 const RESET_MS: u64 = 5_000;
 
@@ -30,6 +32,8 @@ pub(crate) struct Machine {
     pub(crate) run: u64,
     pub(crate) boot: u64,
     pub(crate) powered: bool,
+    /// Switched off from outside: nothing runs here before then, whoever switches it on.
+    pub(crate) off_until: u64,
     pub(crate) clock: Clock,
     /// `None`: neither slot can be read.
     pub(crate) mirror: Option<Mirror>,
@@ -51,19 +55,21 @@ pub(crate) struct Machine {
 impl Machine {
     pub(crate) fn new(
         node: Node,
+        holders: &[Node],
         registers: &BTreeMap<ResourceId, Register>,
         random: &mut Random,
     ) -> Machine {
         let mine = registers.iter().filter(|(_, register)| register.holder == node);
-        let database = |(id, register): (&ResourceId, &Register)| {
-            let kind = if id.0 == 0 { Kind::Postgres } else { Kind::Volume };
-            Database::new(kind, if register.holder == node { 1 } else { 2 })
+        let database = |(r, holder): (usize, &Node)| {
+            let kind = if r == 0 { Kind::Postgres } else { Kind::Volume };
+            Database::new(kind, if *holder == node { 1 } else { 2 })
         };
         Machine {
             state: None,
             run: 0,
             boot: 0,
             powered: false,
+            off_until: 0,
             clock: Clock { offset_ms: random.between(5_000, 1 << 40), rate_ppm: random.between(0, 2_000) },
             mirror: Some(Mirror {
                 registers: registers.clone(),
@@ -71,7 +77,7 @@ impl Machine {
                 ..Mirror::default()
             }),
             markers: BTreeMap::new(),
-            databases: registers.iter().map(database).collect(),
+            databases: holders.iter().enumerate().map(database).collect(),
             vms: BTreeSet::new(),
             gates: BTreeMap::new(),
             deadman: Tick(u64::MAX),
@@ -97,7 +103,10 @@ impl Machine {
 impl Cluster {
     pub(crate) fn power_on(&mut self, node: Node) {
         let machine = &mut self.machines[node.index()];
-        if !machine.powered {
+        let earliest = machine.off_until;
+        if earliest > self.now {
+            self.put(earliest, Happening::PowerOn(node));
+        } else if !machine.powered {
             machine.powered = true;
             machine.boot += 1;
             self.start_supervisor(node);
@@ -222,7 +231,8 @@ impl Cluster {
                 for r in 0..self.resources() {
                     self.generations += 1;
                     let kind = self.machines[node.index()].databases[r].kind;
-                    self.machines[node.index()].databases[r] = Database::new(kind, self.generations);
+                    let empty = Database { blank: true, ..Database::new(kind, self.generations) };
+                    self.machines[node.index()].databases[r] = empty;
                 }
             }
             Fault::ClientLan(node) => {
@@ -240,6 +250,7 @@ impl Cluster {
             Fault::Drain(node) => self.tell_node(node, Event::Command(Command::Drain)),
             Fault::Freeze => self.tell_both(&Event::Command(Command::Freeze(until - self.now))),
             Fault::Force(node) => self.commands(node, Command::Force),
+            Fault::Retry(node) => self.commands(node, Command::Retry),
             // What these do is looked up while they last, or is nothing that anybody could notice.
             Fault::Supervisor(_)
             | Fault::Rollback
@@ -298,7 +309,8 @@ impl Cluster {
             | Fault::HandPromote(_)
             | Fault::SwitchOver
             | Fault::Freeze
-            | Fault::Force(_) => {}
+            | Fault::Force(_)
+            | Fault::Retry(_) => {}
         }
     }
 
@@ -325,6 +337,14 @@ impl Cluster {
         let copy_due = self.now >= self.arbiter_copy.0 + COPY_MS;
         if copy_due && self.peaceful_since.is_none() {
             self.arbiter_copy = (self.now, self.arbiter_disk.clone());
+        }
+        if self.plan.blank && self.now % FOUND_EVERY_MS < LOOK_MS {
+            // With a third vote, two operators who do not know of each other: one of them loses.
+            let both = self.plan.seed % 2 == 0 && self.plan.voting == Voting::Arbiter;
+            self.commands(Node::A, Command::Found);
+            if both {
+                self.commands(Node::B, Command::Found);
+            }
         }
         if self.peaceful_since.is_none_or(|at| self.now < at + 10_000 || self.now % 5_000 >= 20) {
             return;

@@ -11,7 +11,7 @@ mod plan;
 mod random;
 mod stream;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dyad_cluster::eventlog::Entry;
 use dyad_cluster::mutation::Mutation;
@@ -21,7 +21,9 @@ use dyad_cluster::register::Reason;
 use cluster::Cluster;
 pub use database::{Database, Kind, Rewound, Service, Written};
 pub use faults::{Fault, NAMES, Wire};
+pub(crate) use plan::{CALM_MS, least_ms};
 pub use plan::{Class, HARMLESS, Plan, Planned};
+pub(crate) use random::Random;
 
 /// Within this much peace, protection must be at its best.
 const PEACE_MS: u64 = 150_000;
@@ -41,8 +43,8 @@ pub struct Run {
     pub take_overs: u64,
     /// Acknowledged writes that a forced take-over gave up.
     pub given_up: usize,
-    /// Edges of the phase table.
-    pub edges: BTreeSet<(Phase, Phase)>,
+    /// Edges of the phase table, and when each was first taken, in milliseconds.
+    pub edges: BTreeMap<(Phase, Phase), u64>,
     /// Edges with a fault that was there when they were taken.
     pub matrix: BTreeSet<((Phase, Phase), &'static str)>,
     /// The database's register: why it changed and when, in milliseconds.

@@ -1,21 +1,32 @@
 //! What is going to happen in one history: drawn from a seed, read from a scenario, or cut down from a longer one.
 
+use std::fmt;
+
 use dyad_cluster::Voting;
 
 use super::faults::Fault;
 use super::random::Random;
 
 /// Faults begin between these.
-const CALM_MS: u64 = 20_000;
+pub(crate) const CALM_MS: u64 = 20_000;
 const STORM_MS: u64 = 90_000;
 /// And all is well again by this.
 const HEAL_MS: u64 = 110_000;
+/// Shortest fault.
+const FAULT_MS_MIN: u64 = 100;
 /// Longest fault.
 const FAULT_MS_MAX: u64 = 18_000;
 /// The witness is away for so long that the pair goes on without it, and for some time more.
 const WITHOUT_MS: u64 = 120_000;
+/// Nobody exchanges a disk faster, or damages both slots of a mirror and is up again.
+const NEW_DISK_MS: u64 = 5_000;
 /// Faults of one history.
 const FAULTS: u64 = 12;
+
+/// A fault lasts at least this long.
+pub(crate) fn least_ms(fault: Fault) -> u64 {
+    if fault.takes_a_copy() { NEW_DISK_MS } else { FAULT_MS_MIN }
+}
 
 /// Which faults a history may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,10 +77,20 @@ pub struct Plan {
     pub latency_ms: u64,
     /// Clients write in bursts.
     pub bursts: bool,
+    /// Nobody holds anything yet: operators found, in some histories on both nodes at once.
+    pub blank: bool,
     /// Faults.
     pub events: Vec<Planned>,
     /// From here on all is well.
     pub peace_ms: u64,
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let blank = if self.blank { ", blank" } else { "" };
+        writeln!(f, "seed {}, third vote: {:?}{blank}", self.seed, self.voting)?;
+        self.events.iter().try_for_each(|e| writeln!(f, "{:>8}..{:<8} {}", e.at_ms, e.until_ms, e.fault))
+    }
 }
 
 impl Plan {
@@ -83,6 +104,7 @@ impl Plan {
             volumes: 1,
             latency_ms: 5,
             bursts: false,
+            blank: false,
             events: Vec::new(),
             peace_ms: CALM_MS,
         }
@@ -100,7 +122,7 @@ impl Plan {
         let mut plan = Plan { voting, peace_ms: HEAL_MS, ..Plan::quiet(seed) };
         for _ in 0..FAULTS {
             let at_ms = random.between(CALM_MS, STORM_MS);
-            let until_ms = (at_ms + random.between(100, FAULT_MS_MAX)).min(HEAL_MS);
+            let until_ms = (at_ms + random.between(FAULT_MS_MIN, FAULT_MS_MAX)).min(HEAL_MS);
             plan.events.push(Planned { at_ms, until_ms, fault: Fault::draw(&mut random) });
         }
         // Rare ones that end what others need: at most one, and no arbiter may lose its memory beside it.
@@ -112,10 +134,8 @@ impl Plan {
             _ => None,
         };
         if let Some(fault) = rare {
-            plan.events.retain(|e| {
-                !matches!(e.fault, Fault::Rollback | Fault::Witness | Fault::Crash(_) | Fault::CrashBoth)
-            });
-            plan.events.push(Planned { at_ms, until_ms: at_ms + 5_000, fault });
+            plan.events.retain(|e| fault.bears(e.fault));
+            plan.events.push(Planned { at_ms, until_ms: at_ms + NEW_DISK_MS, fault });
         }
         plan
     }
@@ -124,25 +144,19 @@ impl Plan {
     pub fn rich_in(name: &str, seed: u64) -> Plan {
         let mut random = Random(seed ^ 0x0C0F_FEE0_0000_0001);
         let mut plan = Plan::drawn(seed);
-        if plan.events.iter().any(|e| matches!(e.fault, Fault::MirrorLost(_) | Fault::NewDisk(_))) {
-            return plan; // Whatever came beside these could take the last copy, and nobody promised to survive that.
-        }
+        let bears = |plan: &Plan, fault: Fault| plan.events.iter().all(|e| fault.bears(e.fault));
         let alone = random.permille(300);
-        if alone && plan.voting == Voting::Arbiter {
-            let fault = Fault::Witness;
+        let fault = Fault::Witness;
+        if alone && plan.voting == Voting::Arbiter && bears(&plan, fault) {
             plan.events.push(Planned { at_ms: CALM_MS, until_ms: CALM_MS + WITHOUT_MS, fault });
             plan.peace_ms = CALM_MS + WITHOUT_MS;
         }
         let end_ms = plan.peace_ms.saturating_sub(FAULT_MS_MAX);
         for _ in 0..3 {
-            let place = ["", " a", " b"].map(|place| format!("{name}{place}"));
-            let wire = format!("{name} {}", random.between(0, 5));
-            let possible: Vec<Fault> =
-                place.iter().chain([&wire]).filter_map(|text| text.parse().ok()).collect();
-            let at = random.between(0, possible.len().max(1) as u64 - 1) as usize;
-            let Some(fault) = possible.get(at).copied().filter(|fault| !fault.is_rare()) else { continue };
+            let fault = Fault::somewhere(name, &mut random).filter(|fault| bears(&plan, *fault));
+            let Some(fault) = fault else { continue };
             let at_ms = random.between(CALM_MS, end_ms);
-            let until_ms = at_ms + random.between(100, FAULT_MS_MAX);
+            let until_ms = at_ms + random.between(least_ms(fault), FAULT_MS_MAX);
             plan.events.push(Planned { at_ms, until_ms, fault });
         }
         plan
@@ -154,7 +168,7 @@ impl Plan {
         let mut plan = Plan { peace_ms: CALM_MS + 2 * FAULT_MS_MAX, ..Plan::quiet(seed) };
         for fault in faults {
             let at_ms = random.between(CALM_MS, CALM_MS + FAULT_MS_MAX / 2);
-            let until_ms = at_ms + random.between(100, FAULT_MS_MAX);
+            let until_ms = at_ms + random.between(FAULT_MS_MIN, FAULT_MS_MAX);
             plan.events.push(Planned { at_ms, until_ms, fault: *fault });
         }
         plan

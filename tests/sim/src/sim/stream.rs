@@ -1,6 +1,7 @@
 //! Replication, clients, PID 1's dead-man's switch, and the oracles' look at every moment.
 
 use dyad_cluster::event::{Event, Link};
+use dyad_cluster::register::Register;
 use dyad_cluster::types::{Node, ResourceId};
 
 use super::cluster::{Cluster, Happening};
@@ -106,7 +107,9 @@ impl Cluster {
             // The operator said that this machine is off. What it still says to clients is the price, until it takes
             // part again under a register of its own.
             let r = ResourceId(index as u16);
-            let holds = self.arbiter_disk.registers.get(&r).is_some_and(|register| register.holder == node);
+            let later = |register: &&Register| register.epoch > self.forced_at[index];
+            let register = self.arbiter_disk.registers.get(&r).filter(later);
+            let holds = register.is_some_and(|register| register.holder == node);
             if !holds {
                 self.given_up += 1;
                 return;

@@ -1,0 +1,254 @@
+//! Edge by fault: which edges of the phase table are taken while which fault lasts, a hunt for those that chance does
+//! not find, and a written reason for each that stays empty.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::{Context, Result, ensure};
+use dyad_cluster::phase::{EDGES, Phase};
+use serde::Deserialize;
+
+use crate::sim::{self, CALM_MS, Fault, NAMES, Plan, Planned, Run};
+
+/// Why cells are empty.
+const REASONS: &str = include_str!("../coverage.toml");
+/// Histories kept for each edge.
+const WAYS_MAX: usize = 32;
+/// A fault that is laid over an edge begins at most this long before it, and ends at most this long after it.
+const AROUND_MS: u64 = 8_000;
+/// Half of them begin this shortly before it: much later, and a crash has ended what it should meet.
+const JUST_BEFORE_MS: u64 = 60;
+
+type Edge = (Phase, Phase);
+type Cell = (Edge, &'static str);
+
+/// What was found.
+#[derive(Debug, Clone, Default)]
+pub struct Matrix {
+    filled: BTreeSet<Cell>,
+    /// Histories in which an edge is taken, and when.
+    ways: BTreeMap<Edge, Vec<(Plan, u64)>>,
+    histories: u64,
+    /// Plan and complaint.
+    violations: Vec<(Plan, String)>,
+}
+
+/// Cells that stay empty.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Reasons {
+    empty: Vec<Reason>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Reason {
+    /// `From -> To`; all when empty.
+    #[serde(default)]
+    edges: Vec<String>,
+    /// Names of faults; all when empty.
+    #[serde(default)]
+    faults: Vec<String>,
+    why: String,
+}
+
+impl Reason {
+    fn covers(&self, (edge, fault): Cell) -> bool {
+        (self.edges.is_empty() || self.edges.contains(&name(edge)))
+            && (self.faults.is_empty() || self.faults.iter().any(|name| name == fault))
+    }
+}
+
+fn name((from, to): Edge) -> String {
+    format!("{from:?} -> {to:?}")
+}
+
+fn columns() -> impl Iterator<Item = &'static str> {
+    NAMES.iter().copied().chain(["none"])
+}
+
+fn reasons() -> Result<Vec<Reason>> {
+    let Reasons { empty } = toml::from_str(REASONS).context("tests/sim/coverage.toml")?;
+    for reason in &empty {
+        for edge in &reason.edges {
+            let known = EDGES.iter().any(|(from, to, _)| name((*from, *to)) == *edge);
+            ensure!(known, "tests/sim/coverage.toml: {edge:?} is no edge of the phase table");
+        }
+        for fault in &reason.faults {
+            ensure!(columns().any(|name| name == fault), "tests/sim/coverage.toml: {fault:?} is no fault");
+        }
+        ensure!(!reason.why.is_empty(), "tests/sim/coverage.toml: {:?}: no reason", reason.edges);
+    }
+    Ok(empty)
+}
+
+impl Matrix {
+    /// Every seed's history as drawn, from blank disks, and rich in each fault.
+    pub fn surveyed(seeds: Range<u64>, threads: usize) -> Matrix {
+        let mut plans: Vec<Plan> = Vec::new();
+        for seed in seeds {
+            let drawn = Plan::drawn(seed);
+            plans.push(Plan { blank: true, ..drawn.clone() });
+            plans.push(drawn);
+            plans.extend(NAMES.iter().map(|name| Plan::rich_in(name, seed)));
+        }
+        let mut matrix = Matrix::default();
+        let found = in_parallel(&plans, threads, |plan: &Plan, own: &mut Matrix| {
+            own.play(plan.clone());
+        });
+        found.into_iter().for_each(|part| matrix.join(part));
+        matrix
+    }
+
+    /// Lays each missing fault over histories in which its edge is taken, so many times for each cell.
+    pub fn hunt(&mut self, tries: u64, threads: usize) {
+        let cells: Vec<Cell> = self.empty().filter(|(edge, _)| self.ways.contains_key(edge)).collect();
+        let ways = &self.ways;
+        let found = in_parallel(&cells, threads, |cell: &Cell, own: &mut Matrix| {
+            for number in 0..tries {
+                if own.filled.contains(cell) {
+                    break;
+                }
+                own.play(laid_over(&ways[&cell.0], cell.1, number));
+            }
+        });
+        found.into_iter().for_each(|part| self.join(part));
+    }
+
+    fn play(&mut self, plan: Plan) {
+        let Run { edges, matrix, violation, .. } = sim::play(&plan, &[], false);
+        self.histories += 1;
+        self.filled.extend(matrix);
+        for (edge, at_ms) in edges {
+            self.learn(edge, &plan, at_ms);
+        }
+        self.violations.extend(violation.map(|violation| (plan, violation)));
+    }
+
+    /// One way for each seed: what differs only in what was laid over it fails alike. What is taken in peace is an
+    /// operator's work, and no fault can be laid over that.
+    fn learn(&mut self, edge: Edge, plan: &Plan, at_ms: u64) {
+        let ways = self.ways.entry(edge).or_default();
+        let more = ways.len() < WAYS_MAX;
+        match ways.iter_mut().find(|(known, _)| known.seed == plan.seed) {
+            Some(way) if way.0.peace_ms <= way.1 => *way = (plan.clone(), at_ms),
+            Some(_) => {}
+            None if more => ways.push((plan.clone(), at_ms)),
+            None => {}
+        }
+    }
+
+    fn join(&mut self, other: Matrix) {
+        self.filled.extend(other.filled);
+        self.histories += other.histories;
+        self.violations.extend(other.violations);
+        for (edge, found) in other.ways {
+            found.iter().for_each(|(plan, at_ms)| self.learn(edge, plan, *at_ms));
+        }
+    }
+
+    fn empty(&self) -> impl Iterator<Item = Cell> {
+        let all = EDGES.iter().flat_map(|(from, to, _)| columns().map(|fault| ((*from, *to), fault)));
+        all.filter(|cell| !self.filled.contains(cell))
+    }
+
+    /// The table of empty cells with their reasons; true: each has one, and nothing was violated.
+    ///
+    /// # Errors
+    /// When the table of reasons names what is not there.
+    pub fn told(&self) -> Result<(String, bool)> {
+        let reasons = reasons()?;
+        let mut text = String::new();
+        for (plan, violation) in &self.violations {
+            text.push_str(&format!("{violation}\n{plan}\n"));
+        }
+        text.push_str("| edge | never under | because |\n|---|---|---|\n");
+        let mut rows: BTreeMap<(Edge, Option<usize>), Vec<&str>> = BTreeMap::new();
+        for cell in self.empty() {
+            let reason = reasons.iter().position(|reason| reason.covers(cell));
+            rows.entry((cell.0, reason)).or_default().push(cell.1);
+        }
+        for ((edge, reason), faults) in &rows {
+            let why = reason.and_then(|at| reasons.get(at)).map_or("NO REASON", |reason| &reason.why);
+            let all = faults.len() == columns().count();
+            let faults = if all { "anything".into() } else { faults.join(", ") };
+            text.push_str(&format!("| {} | {faults} | {why} |\n", name(*edge)));
+        }
+        let (cells, open) =
+            (EDGES.len() * columns().count(), rows.keys().filter(|(_, r)| r.is_none()).count());
+        text.push_str(&format!(
+            "\n{} of {cells} cells ({} edges, {} faults) in {} histories; {open} rows without a reason, {} violations\n",
+            self.filled.len(),
+            EDGES.len(),
+            columns().count(),
+            self.histories,
+            self.violations.len()
+        ));
+        Ok((text, open == 0 && self.violations.is_empty()))
+    }
+}
+
+/// One of the ways with this fault laid over the moment at which the edge is taken.
+fn laid_over(ways: &[(Plan, u64)], fault: &str, number: u64) -> Plan {
+    let (plan, at_ms) = &ways[number as usize % ways.len()];
+    let (mut plan, mut random) = (plan.clone(), sim::Random(plan.seed ^ number << 32 ^ 0x1A1D_0BE4));
+    if fault == "none" {
+        // Whatever lasts at that moment and is not what leads there is not needed.
+        plan.events.retain(|e| e.until_ms < *at_ms || random.permille(300));
+        return plan;
+    }
+    let Some(fault) = Fault::somewhere(fault, &mut random) else { return plan };
+    if fault.takes_a_copy() && *at_ms < CALM_MS {
+        return plan; // An arbiter that has just begun has not heard both nodes: it is no second copy yet.
+    }
+    plan.events.retain(|e| fault.bears(e.fault));
+    let before = if number % 2 == 0 { JUST_BEFORE_MS } else { AROUND_MS };
+    let earliest_ms = if fault.takes_a_copy() { CALM_MS } else { 0 };
+    let from_ms = at_ms.saturating_sub(random.between(0, before)).max(earliest_ms);
+    let until_ms = at_ms + random.between(sim::least_ms(fault), AROUND_MS);
+    plan.events.push(Planned { at_ms: from_ms, until_ms, fault });
+    plan.peace_ms = plan.peace_ms.max(until_ms);
+    plan
+}
+
+/// Each thread's own matrix of what it did with items.
+fn in_parallel<T: Sync>(items: &[T], threads: usize, each: impl Fn(&T, &mut Matrix) + Sync) -> Vec<Matrix> {
+    let (next, found) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..threads.max(1) {
+            scope.spawn(|| {
+                let mut own = Matrix::default();
+                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    each(item, &mut own);
+                }
+                found.lock().expect("no thread panics while it holds the list").push(own);
+            });
+        }
+    });
+    found.into_inner().expect("all threads are done")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_names_edges_and_faults_that_are() {
+        assert!(!reasons().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_fault_is_laid_over_the_edge() {
+        let way = (Plan::quiet(1), 30_000);
+        for (number, name) in (0..).zip(NAMES) {
+            let plan = laid_over(std::slice::from_ref(&way), name, number);
+            let [event] = plan.events.as_slice() else { panic!("{name}: {plan}") };
+            assert!(
+                event.fault.name() == *name && event.at_ms <= 30_000 && event.until_ms > 30_000,
+                "{plan}"
+            );
+        }
+    }
+}
