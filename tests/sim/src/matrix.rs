@@ -21,6 +21,9 @@ const AROUND_MS: u64 = 8_000;
 /// Half of them begin this shortly before it: much later, and a crash has ended what it should meet.
 const JUST_BEFORE_MS: u64 = 60;
 
+/// A phase lasts about this long, if it is not one that waits.
+const STAYS_MS: u64 = 30;
+
 type Edge = (Phase, Phase);
 type Cell = (Edge, &'static str);
 
@@ -104,17 +107,27 @@ impl Matrix {
 
     /// Lays each missing fault over histories in which its edge is taken, so many times for each cell.
     pub fn hunt(&mut self, tries: u64, threads: usize) {
-        let cells: Vec<Cell> = self.empty().filter(|(edge, _)| self.ways.contains_key(edge)).collect();
-        let ways = &self.ways;
+        let cells: Vec<Cell> = self.empty().collect();
+        let this: &Matrix = self;
         let found = in_parallel(&cells, threads, |cell: &Cell, own: &mut Matrix| {
-            for number in 0..tries {
+            let ways = this.ways_near(cell.0);
+            for (number, way) in (0..tries).zip(ways.iter().cycle()) {
                 if own.filled.contains(cell) {
                     break;
                 }
-                own.play(laid_over(&ways[&cell.0], cell.1, number));
+                own.play(laid_over(way, cell.1, number));
             }
         });
         found.into_iter().for_each(|part| self.join(part));
+    }
+
+    /// Histories in which the edge is taken; if there is none, such as come to where it begins, a little later.
+    fn ways_near(&self, edge: Edge) -> Vec<(Plan, u64)> {
+        if let Some(ways) = self.ways.get(&edge) {
+            return ways.clone();
+        }
+        let entered = self.ways.iter().filter(|((_, to), _)| *to == edge.0);
+        entered.flat_map(|(_, ways)| ways).map(|(plan, at_ms)| (plan.clone(), at_ms + STAYS_MS)).collect()
     }
 
     fn play(&mut self, plan: Plan) {
@@ -190,9 +203,8 @@ impl Matrix {
     }
 }
 
-/// One of the ways with this fault laid over the moment at which the edge is taken.
-fn laid_over(ways: &[(Plan, u64)], fault: &str, number: u64) -> Plan {
-    let (plan, at_ms) = &ways[number as usize % ways.len()];
+/// A way with this fault laid over the moment at which the edge is taken.
+fn laid_over((plan, at_ms): &(Plan, u64), fault: &str, number: u64) -> Plan {
     let (mut plan, mut random) = (plan.clone(), sim::Random(plan.seed ^ number << 32 ^ 0x1A1D_0BE4));
     if fault == "none" {
         // Whatever lasts at that moment and is not what leads there is not needed.
@@ -243,7 +255,7 @@ mod tests {
     fn a_fault_is_laid_over_the_edge() {
         let way = (Plan::quiet(1), 30_000);
         for (number, name) in (0..).zip(NAMES) {
-            let plan = laid_over(std::slice::from_ref(&way), name, number);
+            let plan = laid_over(&way, name, number);
             let [event] = plan.events.as_slice() else { panic!("{name}: {plan}") };
             assert!(
                 event.fault.name() == *name && event.at_ms <= 30_000 && event.until_ms > 30_000,

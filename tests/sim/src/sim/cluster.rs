@@ -44,7 +44,8 @@ pub(crate) enum Happening {
     /// A fault begins, and will be over at the moment given.
     Begin(Fault, u64),
     End(Fault),
-    PowerOn(Node),
+    /// A machine that was switched off in this boot comes back; one that came back since is left alone.
+    PowerOn(Node, u64),
     Peace,
 }
 
@@ -242,7 +243,8 @@ impl Cluster {
                     self.active.swap_remove(at);
                 }
             }
-            Happening::PowerOn(node) => self.power_on(node),
+            Happening::PowerOn(node, boot) if self.machines[node.index()].boot == boot => self.power_on(node),
+            Happening::PowerOn(..) => {}
             Happening::Peace => {
                 self.note(|| "peace".into());
                 self.peaceful_since = Some(at);

@@ -127,7 +127,8 @@ impl Cluster {
             self.note(|| format!("{node:?} switches {peer:?} off"));
             self.power_off(peer);
             self.machines[peer.index()].off_until = self.now + BOOT_MS;
-            self.put(self.now + POWER_ON_MS, Happening::PowerOn(peer));
+            let boot = self.machines[peer.index()].boot;
+            self.put(self.now + POWER_ON_MS, Happening::PowerOn(peer, boot));
             return done;
         }
         let Some(r) = issued.id.resource else { return done };

@@ -103,9 +103,9 @@ impl Machine {
 impl Cluster {
     pub(crate) fn power_on(&mut self, node: Node) {
         let machine = &mut self.machines[node.index()];
-        let earliest = machine.off_until;
+        let (earliest, boot) = (machine.off_until, machine.boot);
         if earliest > self.now {
-            self.put(earliest, Happening::PowerOn(node));
+            self.put(earliest, Happening::PowerOn(node, boot));
         } else if !machine.powered {
             machine.powered = true;
             machine.boot += 1;
@@ -128,7 +128,8 @@ impl Cluster {
     pub(crate) fn reset(&mut self, node: Node) {
         self.note(|| format!("{node:?} resets itself"));
         self.power_off(node);
-        self.put(self.now + RESET_MS, Happening::PowerOn(node));
+        let boot = self.machines[node.index()].boot;
+        self.put(self.now + RESET_MS, Happening::PowerOn(node, boot));
     }
 
     pub(crate) fn start_supervisor(&mut self, node: Node) {
