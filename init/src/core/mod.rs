@@ -270,6 +270,7 @@ impl Core {
             if self.book.reexecs > 0 && !self.steady {
                 self.steady = self.memory.steady().is_ok();
                 self.recovered();
+                dyad_sys::resident::give_back();
             }
         }
     }
@@ -363,6 +364,8 @@ impl Core {
         info!("services {}.{:03}s", took / 1000, took % 1000);
         self.book.marks.push(("services".to_owned(), now));
         self.save();
+        // What only the boot needed.
+        dyad_sys::resident::give_back();
     }
 
     fn read_signals(&mut self) {

@@ -10,7 +10,7 @@ use super::{Action, Ended, Event, Id, NOTE_BYTES, Slot, Why};
 pub(super) const STEADY_MS: u64 = 60_000;
 /// After `cgroup.kill`, until the service counts as unkillable.
 pub(super) const KILL_WAIT_MS: u32 = 10_000;
-/// Back-off of a service whose table says none: a loop of instant deaths must not take the processor.
+/// Least back-off from the second end on: a loop of instant deaths must not take the processor, whatever the table says.
 pub(super) const BACKOFF_MIN_MS: u32 = 100;
 
 /// All services.
@@ -378,14 +378,16 @@ impl Machine {
             self.enter(now, id, State::Failed, out);
             return;
         }
-        let first = spec.restart_min_ms.max(BACKOFF_MIN_MS);
         let steady = slot.state == State::Ready && now.saturating_sub(slot.since_ms) >= STEADY_MS;
-        let wait = if steady || slot.backoff_ms == 0 { first } else { slot.backoff_ms };
-        slot.backoff_ms = wait.saturating_mul(2).min(spec.restart_max_ms.max(first));
+        // One end is no loop yet: the service is missed for no longer than its table says.
+        let first = steady || slot.backoff_ms == 0;
+        let (wait, least) = if first { (spec.restart_min_ms, 1) } else { (slot.backoff_ms, BACKOFF_MIN_MS) };
+        slot.backoff_ms =
+            wait.saturating_mul(2).clamp(BACKOFF_MIN_MS, spec.restart_max_ms.max(BACKOFF_MIN_MS));
         slot.restarts = slot.restarts.saturating_add(1);
         self.enter(now, id, State::BackOff, out);
         let wait = wait - self.spread(wait / 4);
-        self.slots[usize::from(id)].deadline_ms = now + u64::from(wait.max(BACKOFF_MIN_MS));
+        self.slots[usize::from(id)].deadline_ms = now + u64::from(wait.max(least));
     }
 
     /// A number up to `most`, another one each time (xorshift64).

@@ -107,6 +107,22 @@ fn back_off_doubles_is_bounded_and_is_forgiven() {
 }
 
 #[test]
+fn the_first_pause_is_the_tables_and_the_next_ones_are_long_enough() {
+    let mut spec = service("a", &[]);
+    (spec.restart_min_ms, spec.restart_max_ms) = (0, 1);
+    let mut machine = running(vec![spec], 50);
+    let mut now = 100;
+    for wait in [1, 100, 100, 100] {
+        machine.step(now, Event::Exited(50, Exit::Status(1)));
+        assert_eq!(machine.next_deadline_ms(), Some(now + wait));
+        machine.step(now, Event::Empty(0));
+        now += wait;
+        assert_eq!(acts(&mut machine, now, Event::Tick), [Action::Spawn(0)]);
+        machine.step(now, Event::Spawned(0, 50));
+    }
+}
+
+#[test]
 fn who_ends_too_often_is_given_up_and_forgiven_when_asked_for() {
     let mut spec = service("a", &[]);
     (spec.restart_burst, spec.restart_window_ms, spec.give_up) = (3, 10_000, GiveUp::Reboot);
