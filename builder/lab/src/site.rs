@@ -22,6 +22,7 @@ pub(crate) enum Shape {
 pub(crate) fn text(node: Node, count: u8, shape: Shape, witness: bool) -> String {
     let first = node.0 / 2 * 2;
     let members: Vec<_> = Node::first(count).filter(|n| n.0 / 2 * 2 == first).collect();
+    let pair = members.len() > 1;
     let profile = match shape {
         Shape::Bonded => "wan",
         Shape::Plain => "lan",
@@ -32,7 +33,7 @@ pub(crate) fn text(node: Node, count: u8, shape: Shape, witness: bool) -> String
          profile = \"{profile}\"\n",
         first / 2 + 1
     );
-    if witness && members.len() > 1 {
+    if witness && pair {
         out += &format!("witness = \"{WITNESS_V4}:{PORT}\"\n");
     }
     for member in members {
@@ -46,11 +47,27 @@ pub(crate) fn text(node: Node, count: u8, shape: Shape, witness: bool) -> String
              \n[bonds.bond1]\nmode = \"802.3ad\"\nmembers = {wires:?}\n"
         );
     }
+    if pair {
+        let (four, six) = (node.vip_v4(), node.vip_v6());
+        let lan = lan(shape);
+        out += &format!(
+            "\n[vips.four]\naddress = \"{four}/{LAN_PREFIX_V4}\"\ninterface = {lan:?}\n\
+             \n[vips.six]\naddress = \"{six}/{LAN_PREFIX_V6}\"\ninterface = {lan:?}\n"
+        );
+    }
     out += &format!(
         "\n[postgresql.roles.{DATABASE}]\ncreate_db = true\n\
          \n[postgresql.databases.{DATABASE}]\nowner = {DATABASE:?}\n"
     );
     out
+}
+
+/// The interface that clients are on.
+fn lan(shape: Shape) -> &'static str {
+    match shape {
+        Shape::Bonded => Role::Lan0.bond(),
+        Shape::Plain => Role::Lan0.name(),
+    }
 }
 
 fn node_tables(out: &mut String, node: Node, shape: Shape) -> std::fmt::Result {
@@ -60,9 +77,10 @@ fn node_tables(out: &mut String, node: Node, shape: Shape) -> std::fmt::Result {
         writeln!(out, "{} = {{ mac = \"{}\" }}", role.name(), mac_text(node.mac(role)))?;
     }
     writeln!(out, "\n[nodes.{name}.addresses]")?;
-    let (lan, wires) = match shape {
-        Shape::Bonded => (Role::Lan0.bond(), vec![Role::Repl0.bond()]),
-        Shape::Plain => (Role::Lan0.name(), vec![Role::Repl0.name(), Role::Repl1.name()]),
+    let lan = lan(shape);
+    let wires = match shape {
+        Shape::Bonded => vec![Role::Repl0.bond()],
+        Shape::Plain => vec![Role::Repl0.name(), Role::Repl1.name()],
     };
     writeln!(out, "{lan} = [\"{}/{LAN_PREFIX_V4}\", \"{}/{LAN_PREFIX_V6}\"]", node.lan_v4(), node.lan_v6())?;
     for (network, wire) in (1..).zip(wires) {
@@ -114,6 +132,13 @@ mod tests {
             assert_eq!(text(Node(0), 3, shape, true), text(Node(1), 3, shape, true));
             assert_eq!(parse(0, 3, shape).nodes.len(), 2);
             assert_eq!(parse(2, 3, shape).nodes.len(), 1);
+            let vips = |node, count| {
+                let vips = parse(node, count, shape).vips.into_iter();
+                vips.map(|vip| vip.address.to_string()).collect::<Vec<_>>()
+            };
+            assert_eq!(vips(0, 3), ["10.77.0.100/24", "fd77::100/64"]);
+            assert!(vips(2, 3).is_empty(), "nothing moves between one node and nobody");
+            assert_eq!(vips(2, 4), ["10.77.0.102/24", "fd77::102/64"]);
             assert_eq!(parse(0, 3, shape).witness, Some("10.77.0.2:7400".parse().unwrap()));
             assert_eq!(parse(2, 3, shape).witness, None, "nobody votes about a single node");
             assert!(!text(Node(0), 3, shape, false).contains("witness"));

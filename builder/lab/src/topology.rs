@@ -102,6 +102,16 @@ impl Node {
         Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x11 + u16::from(self.0))
     }
 
+    /// The address that follows the writer of this node's pair.
+    pub(crate) fn vip_v4(self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 77, 0, 100 + self.0 / 2 * 2)
+    }
+
+    /// Its IPv6 twin: the same number written in hexadecimal digits.
+    pub(crate) fn vip_v6(self) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x100 + u16::from(self.0 / 2 * 2))
+    }
+
     /// What a NIC hangs on.
     pub(crate) fn link(self, role: Role) -> Link {
         self.wire(role).map_or(Link::Lan, Link::Wire)

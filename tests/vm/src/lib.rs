@@ -3,6 +3,7 @@
 //! `cargo xtask verify` builds the program first; a test run by hand takes `DYAD_BIN` or `target/release/dyad`.
 
 pub mod boot;
+pub mod chaos;
 pub mod guest;
 
 use std::io::{Read, Write};

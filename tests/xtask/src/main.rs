@@ -24,6 +24,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   update-golden         rewrite the expected outputs of golden tests, to be read in review
   sim --seeds A..B [--json]   simulated clusters; sim --seed N tells one history
   mutate --seeds N      break each clause of the protocol and see which oracle notices
+  chaos --seeds A..B [--backend container|vm]   faults by seed on a real cluster under real clients; container: as root
   fuzz [TARGET] [--seconds N]   every parser of foreign bytes under libFuzzer, 60 seconds each
   soak builds [N]       N builds (30) of one definition in different places: one digest an output
   soak shutdown N       N shutdowns of a machine on which everything hangs: each resets within its deadline
@@ -74,6 +75,10 @@ fn run(args: &[&str]) -> Result<bool> {
         }
         ["sim", ..] | ["mutate", ..] => {
             sim::run(&root, args)?;
+            true
+        }
+        ["chaos", ..] => {
+            verify::chaos(&root, &args[1..])?;
             true
         }
         ["fuzz"] => fuzz::run(&root, None, "60")?,

@@ -162,6 +162,15 @@ pub(crate) fn soak_init(root: &Path, package: &str, test: &str, name: &str, coun
     Ok(true)
 }
 
+/// Faults by seed on a real cluster: `cargo xtask chaos`.
+pub(crate) fn chaos(root: &Path, args: &[&str]) -> Result<()> {
+    if std::env::var_os("DYAD_BIN").is_none() {
+        sh::cargo(root, &["build", "--release", "--locked", "--bin", "dyad"])?;
+    }
+    let words = ["run", "--locked", "--package", VM_TESTS, "--bin", "chaos", "--"];
+    sh::cargo(root, &[&words[..], args].concat())
+}
+
 /// journald killed and stopped again and again, at the speed of this machine.
 pub(crate) fn soak_journald(root: &Path, count: &str) -> Result<bool> {
     let words = ["--nocapture", "--ignored", "--exact", "journal::journald_is_killed_and_stopped"];
