@@ -32,14 +32,11 @@ fn init(root: &Path) -> Result<()> {
             text(&sh::target_dir(root).join("release/dyad"))?.to_owned()
         }
     };
-    let peers = sh::output(root, &dyad, &["tools", "busybox-static", "finit", "runit", "s6", "systemd"])?;
-    // As on the image: linked statically. The benchmark itself need not be optimised to the last.
-    let env = [
-        ("DYAD_PEERS", peers.trim()),
-        ("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static"),
-        ("CARGO_PROFILE_BENCH_LTO", "off"),
-        ("CARGO_PROFILE_BENCH_CODEGEN_UNITS", "16"),
-    ];
+    // finit's plugins are what sees the PID files of its services.
+    let packages = ["busybox-static", "finit", "finit-plugins", "runit", "s6", "systemd"];
+    let peers = sh::output(root, &dyad, &[&["tools"][..], &packages[..]].concat())?;
+    // As on the image: linked statically, optimised as a release.
+    let env = [("DYAD_PEERS", peers.trim()), ("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static")];
     let target = ["--target", "x86_64-unknown-linux-gnu"];
     let bench = ["bench", "--locked", "--package", "init", "--bench", "supervisors"];
     sh::cargo_env(root, &[&bench[..], &target[..]].concat(), &env)
