@@ -153,7 +153,10 @@ fn walk_all(seeds: std::ops::Range<u64>) -> bool {
         }
         edges.extend(found.edges);
     }
+    let never = EDGES.iter().filter(|(from, to, _)| !edges.contains(&(*from, *to)));
+    let never: Vec<String> = never.map(|(from, to, _)| format!("{from:?} -> {to:?}")).collect();
     println!("{moves} moves, {} of {} edges, 0 violations", edges.len(), EDGES.len());
+    println!("never: {}", never.join(", "));
     true
 }
 

@@ -308,16 +308,24 @@ impl Cluster {
         let tick = clock.read(now);
         let Some(state) = &mut machine.state else { return };
         let logged = self.recorded.as_ref().map(|_| event.clone());
-        if let Event::Command(Command::Force(r)) = event {
-            self.free[usize::from(r.0)] = state.price(r) == Price::Nothing;
-        }
+        let ordered = match event {
+            Event::Command(Command::Force(r)) => {
+                self.free[usize::from(r.0)] = state.price(r) == Price::Nothing;
+                Some((r, state.register(r).map_or(Epoch(0), |register| register.epoch)))
+            }
+            _ => None,
+        };
         let issued = step(state, tick, event);
-        // An operator's word that no arbiter heard counts at once, and what the mirror says next is a later change.
-        let registers = (0..self.forced_from.len()).map(|r| state.register(ResourceId(r as u16)));
-        for (r, register) in registers.enumerate() {
-            let forced = register.filter(|register| register.reason == Reason::Forced);
-            if let Some(register) = forced.filter(|register| register.epoch > self.forced_at[r]) {
-                (self.forced_from[r], self.forced_at[r]) = (Some(register.holder.peer()), register.epoch);
+        // An operator's word that no arbiter heard counts at once, perhaps with what follows from it in the same step, and
+        // what the mirror says next is a later change.
+        for r in (0..self.forced_from.len() as u16).map(ResourceId) {
+            let Some(register) = state.register(r).filter(|register| register.holder == node) else {
+                continue;
+            };
+            let at_once = ordered.is_some_and(|(asked, before)| asked == r && register.epoch > before);
+            let index = usize::from(r.0);
+            if (at_once || register.reason == Reason::Forced) && register.epoch > self.forced_at[index] {
+                (self.forced_from[index], self.forced_at[index]) = (Some(node.peer()), register.epoch);
             }
         }
         let edges: Vec<_> = state.edges().to_vec();
