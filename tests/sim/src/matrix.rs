@@ -105,9 +105,15 @@ impl Matrix {
         matrix
     }
 
-    /// Lays each missing fault over histories in which its edge is taken, so many times for each cell.
-    pub fn hunt(&mut self, tries: u64, threads: usize) {
-        let cells: Vec<Cell> = self.empty().collect();
+    /// Lays each missing fault over histories in which its edge is taken, so many times for each cell that has no reason to
+    /// be empty.
+    ///
+    /// # Errors
+    /// When the table of reasons names what is not there.
+    pub fn hunt(&mut self, tries: u64, threads: usize) -> Result<()> {
+        let reasons = reasons()?;
+        let open = |cell: &Cell| !reasons.iter().any(|reason| reason.covers(*cell));
+        let cells: Vec<Cell> = self.empty().filter(open).collect();
         let this: &Matrix = self;
         let found = in_parallel(&cells, threads, |cell: &Cell, own: &mut Matrix| {
             let ways = this.ways_near(cell.0);
@@ -119,6 +125,7 @@ impl Matrix {
             }
         });
         found.into_iter().for_each(|part| self.join(part));
+        Ok(())
     }
 
     /// Histories in which the edge is taken; if there is none, such as come to where it begins, a little later.
