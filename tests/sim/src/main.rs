@@ -76,7 +76,7 @@ fn story(name: &str) -> Result<bool> {
 }
 
 fn coverage(seeds: std::ops::Range<u64>, tries: u64) -> Result<bool> {
-    let mut matrix = Matrix::surveyed(seeds, threads());
+    let mut matrix = Matrix::surveyed(seeds, threads())?;
     // What one hunt finds is where the next one begins.
     (0..HUNTS).try_for_each(|_| matrix.hunt(tries, threads()))?;
     let (text, complete) = matrix.told()?;

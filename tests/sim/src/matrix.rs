@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use dyad_cluster::phase::{EDGES, Phase};
 use serde::Deserialize;
 
+use crate::scenario;
 use crate::sim::{self, CALM_MS, Fault, NAMES, Plan, Planned, Run};
 
 /// Why cells are empty.
@@ -23,6 +24,9 @@ const JUST_BEFORE_MS: u64 = 60;
 
 /// A phase lasts about this long, if it is not one that waits.
 const STAYS_MS: u64 = 30;
+
+/// Seeds of stories, one each: ways are told apart by their seeds.
+const STORIES_FROM: u64 = 1 << 40;
 
 type Edge = (Phase, Phase);
 type Cell = (Edge, &'static str);
@@ -88,9 +92,14 @@ fn reasons() -> Result<Vec<Reason>> {
 }
 
 impl Matrix {
-    /// Every seed's history as drawn, from blank disks, and rich in each fault.
-    pub fn surveyed(seeds: Range<u64>, threads: usize) -> Matrix {
-        let mut plans: Vec<Plan> = Vec::new();
+    /// Every story of tests/scenarios, and every seed's history as drawn, from blank disks, and rich in each fault.
+    ///
+    /// # Errors
+    /// When a story cannot be read.
+    pub fn surveyed(seeds: Range<u64>, threads: usize) -> Result<Matrix> {
+        // Stories come first: nothing stands beside what they tell, so what is laid over them has room.
+        let stories = scenario::all()?.into_iter().zip(STORIES_FROM..);
+        let mut plans: Vec<Plan> = stories.map(|((_, story), seed)| Plan { seed, ..story.plan }).collect();
         for seed in seeds {
             let drawn = Plan::drawn(seed);
             plans.push(Plan { blank: true, ..drawn.clone() });
@@ -102,7 +111,7 @@ impl Matrix {
             own.play(plan.clone());
         });
         found.into_iter().for_each(|part| matrix.join(part));
-        matrix
+        Ok(matrix)
     }
 
     /// Lays each missing fault over histories in which its edge is taken, so many times for each cell that has no reason to
