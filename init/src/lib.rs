@@ -1,5 +1,6 @@
 //! PID 1: initrd stage, early boot phases, service core. A library, so that tests and fuzzers reach its parsers.
 
+mod binary;
 mod boot;
 mod cgroup;
 mod clock;
@@ -32,6 +33,10 @@ pub fn run() -> ExitCode {
     let arguments: Vec<String> = arguments.collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let first = std::process::id() == 1;
+    if first {
+        // A program that is executed by its descriptor is called by that number.
+        let _ = rustix::thread::set_name(c"init");
+    }
     match words.as_slice() {
         ["--phase", name, arguments @ ..] if !first => helper::run(name, arguments),
         ["--state-format"] if !first => {
@@ -43,7 +48,7 @@ pub fn run() -> ExitCode {
         [.., name] if !first && called.ends_with("/modprobe") => helper::modprobe(name),
         ["--resume", number] if first => resume(number),
         _ if first && !Path::new(boot::TABLE).exists() && Path::new(modules::INDEX).exists() => initrd::run(),
-        _ if first => pid1(),
+        _ if first => pid1(words.first() == Some(&binary::ENTERED)),
         _ => {
             eprintln!("init: PID 1 of a Dyad image; started by the kernel, not by hand");
             ExitCode::from(2)
@@ -51,7 +56,12 @@ pub fn run() -> ExitCode {
     }
 }
 
-fn pid1() -> ExitCode {
+fn pid1(in_memory: bool) -> ExitCode {
+    if !in_memory {
+        let error = binary::enter();
+        // What serves the services goes on from its disk rather than not at all.
+        eprintln!("init: PID 1 runs from its disk: {error}");
+    }
     match core::Core::boot() {
         Ok(core) => core.run(),
         Err(error) => give_up(&format!("PID 1 cannot begin: {error}")),

@@ -270,7 +270,7 @@ impl Core {
             if self.book.reexecs > 0 && !self.steady {
                 self.steady = self.memory.steady().is_ok();
                 self.recovered();
-                dyad_sys::heap::trim();
+                crate::binary::let_go();
             }
         }
     }
@@ -365,7 +365,7 @@ impl Core {
         self.book.marks.push(("services".to_owned(), now));
         self.save();
         // What only the boot needed.
-        dyad_sys::heap::trim();
+        crate::binary::let_go();
     }
 
     fn read_signals(&mut self) {

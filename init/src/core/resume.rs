@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::Path;
 
 use dyad_sys::fault;
 use dyad_sys::spawn::{KEPT_FD_MIN, adopt};
@@ -12,7 +13,7 @@ use super::bound::{Bound, STORED_MAX, Stored};
 use super::{Core, StartError, shutdown};
 use crate::log::{critical, error, warning};
 use crate::services::Event;
-use crate::{boot, cgroup, clock, log};
+use crate::{binary, boot, cgroup, clock, log};
 
 /// Re-execs in a row after which the datagram that is being read is no longer read again.
 const STREAK_POISON: u32 = 3;
@@ -40,10 +41,11 @@ pub(crate) enum ResumeError {
 
 /// Installs panic hook and fault handlers: from here on a bug in PID 1 costs milliseconds.
 pub(super) fn arm(memory: &Memory, streak: u32) -> std::io::Result<()> {
-    // A new binary that does not get on its feet makes way for the image's own.
-    let path = if streak < STREAK_FALL_BACK { "/proc/self/exe" } else { super::jobs::SELF };
-    let binary = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    arm_with(memory, binary)
+    // A new binary that does not get on its feet makes way for the image's own, if that can be read.
+    let images = Path::new(super::jobs::SELF);
+    let copy = if streak < STREAK_FALL_BACK { None } else { binary::copy(images).ok() };
+    let own = || rustix::fs::open(binary::SELF, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    arm_with(memory, copy.map_or_else(own, Ok)?)
 }
 
 /// [`arm`], with the binary that is to go on.

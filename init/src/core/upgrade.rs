@@ -4,7 +4,6 @@ use std::path::Path;
 
 use dyad_api::control::{Answer, ExitStatus, Refusal};
 use dyad_sys::fault;
-use rustix::fs::{Mode, OFlags};
 
 use super::{Core, book, jobs, resume};
 use crate::log::{error, info};
@@ -56,8 +55,7 @@ impl Core {
 
     /// Comes back only when nothing was changed.
     fn take_over(&mut self, client: u16, id: u32, path: &str) -> std::io::Result<()> {
-        let binary = rustix::fs::open(Path::new(path), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-        resume::arm_with(&self.memory, binary)?;
+        resume::arm_with(&self.memory, crate::binary::copy(Path::new(path))?)?;
         info!("upgrade: going on as {path}");
         self.reply(client, id, Ok(Answer::Accepted));
         self.save();

@@ -14,13 +14,6 @@ pub fn allocations() -> u64 {
     ALLOCATIONS.load(Ordering::Relaxed)
 }
 
-/// Gives freed memory back to the kernel. The program's own pages stay: what ends a node that lost its disk must not have to
-/// read that disk first.
-pub fn trim() {
-    // SAFETY: it returns free memory of the allocator only.
-    unsafe { libc::malloc_trim(0) };
-}
-
 // SAFETY: every call is handed to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {

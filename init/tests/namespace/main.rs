@@ -141,6 +141,12 @@ fn life(container: &Container, client: &mut Client) -> Option<u32> {
 
 fn crashes(container: &Container, client: &mut Client) {
     let before = client.wait_all_ready();
+    // It runs from memory: the disk that it came from may be gone.
+    let of_pid1 = |what: &str| std::path::PathBuf::from(format!("/proc/{}/{what}", container.pid));
+    let exe = std::fs::read_link(of_pid1("exe")).expect("PID 1's program");
+    assert!(exe.to_string_lossy().starts_with("/memfd:init"), "PID 1 is {}", exe.display());
+    let [program, gone] = ["init", "gone"].map(|n| support::inside(container, &format!("/usr/lib/dyad/{n}")));
+    std::fs::rename(&program, &gone).expect("the image's program");
     let faults = [Signal::SEGV, Signal::ABORT, Signal::ILL, Signal::BUS, Signal::FPE, Signal::SYS];
     let (rounds, mut reexecs) = (30, 0);
     for n in 0..rounds {
@@ -157,6 +163,8 @@ fn crashes(container: &Container, client: &mut Client) {
         });
     }
     assert!(reexecs as usize >= rounds, "PID 1 executed itself {reexecs} times in {rounds} rounds");
+    assert_eq!(std::fs::read_to_string(of_pid1("comm")).expect("PID 1's name"), "init\n");
+    std::fs::rename(&gone, &program).expect("the image's program");
     let after = client.wait_all_ready();
     for (old, new) in before.iter().zip(&after) {
         assert_eq!((old.pid, old.restarts), (new.pid, new.restarts), "{} was restarted", old.name);

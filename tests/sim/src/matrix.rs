@@ -125,25 +125,30 @@ impl Matrix {
         let cells: Vec<Cell> = self.empty().filter(open).collect();
         let this: &Matrix = self;
         let found = in_parallel(&cells, threads, |cell: &Cell, own: &mut Matrix| {
-            let ways = this.ways_near(cell.0);
-            for (number, way) in (0..tries).zip(ways.iter().cycle()) {
+            let (ways, near) = (this.ways.get(&cell.0).map_or(&[][..], Vec::as_slice), this.ways_near(cell.0));
+            let taken = ways.iter().map(|way| (way, false)).collect::<Vec<_>>();
+            let entered = near.iter().map(|way| (way, true)).collect::<Vec<_>>();
+            // In turns: what is laid over a history moves its later moments, and a rare meeting may have to be made anew.
+            let turns = (0..tries).map(|number| {
+                let list = if number % 2 == 0 && !taken.is_empty() { &taken } else { &entered };
+                list.get((number / 2) as usize % list.len().max(1)).map(|way| (number, *way))
+            });
+            for (number, (way, pushed)) in turns.flatten() {
                 if own.filled.contains(cell) {
                     break;
                 }
-                own.play(laid_over(way, cell.1, number));
+                let plan = laid_over(way, cell.1, number);
+                own.play(if pushed { self::pushed(plan, way.1, number) } else { plan });
             }
         });
         found.into_iter().for_each(|part| self.join(part));
         Ok(())
     }
 
-    /// Histories in which the edge is taken; if there is none, such as come to where it begins, a little later.
+    /// Histories that come to where the edge begins.
     fn ways_near(&self, edge: Edge) -> Vec<(Plan, u64)> {
-        if let Some(ways) = self.ways.get(&edge) {
-            return ways.clone();
-        }
         let entered = self.ways.iter().filter(|((_, to), _)| *to == edge.0);
-        entered.flat_map(|(_, ways)| ways).map(|(plan, at_ms)| (plan.clone(), at_ms + STAYS_MS)).collect()
+        entered.flat_map(|(_, ways)| ways).cloned().collect()
     }
 
     fn play(&mut self, plan: Plan) {
@@ -238,6 +243,20 @@ fn laid_over((plan, at_ms): &(Plan, u64), fault: &str, number: u64) -> Plan {
     let until_ms = at_ms + random.between(sim::least_ms(fault), AROUND_MS);
     plan.events.push(Planned { at_ms: from_ms, until_ms, fault });
     plan.peace_ms = plan.peace_ms.max(until_ms);
+    plan
+}
+
+/// A history that comes to where an edge begins at this time, with another fault right after it: perhaps that leads along.
+fn pushed(mut plan: Plan, at_ms: u64, number: u64) -> Plan {
+    let mut random = sim::Random(plan.seed ^ number << 32 ^ 0x9E37_79B9);
+    let at_ms = at_ms + random.between(0, STAYS_MS);
+    let fault = Fault::draw(&mut random);
+    let fits = !fault.takes_a_copy() && plan.events.iter().all(|e| e.fault.bears(fault));
+    if fits && random.permille(700) {
+        let until_ms = at_ms + sim::least_ms(fault).max(STAYS_MS);
+        plan.events.push(Planned { at_ms, until_ms, fault });
+        plan.peace_ms = plan.peace_ms.max(until_ms);
+    }
     plan
 }
 
