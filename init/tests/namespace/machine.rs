@@ -10,7 +10,7 @@ use dyad_api::control::{Answer, BootInfo, Call, Fault, ServiceState, Shutdown};
 use dyad_spec::compiled::{Restart, Service};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::faults;
+use crate::{faults, hostile};
 use crate::support::{Client, Container, image, pause, service, wait_for};
 
 /// What a machine that was reset says of itself.
@@ -62,7 +62,10 @@ fn inside_layout() {
     let mut test = service("test", &script);
     test.restart = Restart::Never;
     test.env.extend(std::env::var("DYAD_SOAK").ok().map(|rounds| ("DYAD_SOAK".to_owned(), rounds)));
-    let mut services = if scene == "faults" { faults::services() } else { others() };
+    let mut services = others();
+    if scene == "faults" {
+        services.extend(faults::services());
+    }
     services.push(test);
     fs::create_dir_all("/usr/lib/dyad").expect("the guest's root can be written");
     fs::copy(env!("CARGO_BIN_EXE_init"), "/usr/lib/dyad/init").expect("init is in the guest");
@@ -96,6 +99,7 @@ fn said(client: &mut Client, text: &str) -> Option<()> {
 fn inside_faults() {
     assert!(!Path::new("/run/systemd/container").exists(), "this is a machine");
     faults::storm(&Container::machine());
+    hostile::no_memory(&Container::machine(), &mut Client::connect(&Container::machine()));
 }
 
 /// The first boot freezes PID 1; the one after it is told who ended that.

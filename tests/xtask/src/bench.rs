@@ -1,5 +1,6 @@
 //! `cargo xtask bench NAME`: measurements that are made side by side in one run and reported as ratios.
 
+mod boot;
 mod witness;
 
 use std::fs;
@@ -19,19 +20,23 @@ pub(crate) fn run(root: &Path, name: &str) -> Result<bool> {
         "image-size" => image_size(root).map(|()| true),
         "witness" => witness::run(root).map(|()| true),
         "init" => init(root).map(|()| true),
-        _ => bail!("unknown benchmark {name}; there are: build, image-size, init, witness"),
+        "boot" => boot::run(root),
+        _ => bail!("unknown benchmark {name}; there are: boot, build, image-size, init, witness"),
     }
+}
+
+/// `dyad`, built; or the one that `DYAD_BIN` names.
+fn program(root: &Path) -> Result<String> {
+    if let Ok(built) = std::env::var("DYAD_BIN") {
+        return Ok(built);
+    }
+    sh::cargo(root, &["build", "--release", "--locked", "--bin", "dyad"])?;
+    Ok(text(&sh::target_dir(root).join("release/dyad"))?.to_owned())
 }
 
 /// PID 1 beside Debian's other supervisors, in namespaces: needs root. The others are unpacked, not installed.
 fn init(root: &Path) -> Result<()> {
-    let dyad = match std::env::var("DYAD_BIN") {
-        Ok(built) => built,
-        Err(_) => {
-            sh::cargo(root, &["build", "--release", "--locked", "--bin", "dyad"])?;
-            text(&sh::target_dir(root).join("release/dyad"))?.to_owned()
-        }
-    };
+    let dyad = program(root)?;
     // finit's plugins are what sees the PID files of its services.
     let packages = ["busybox-static", "finit", "finit-plugins", "runit", "s6", "systemd"];
     let peers = sh::output(root, &dyad, &[&["tools"][..], &packages[..]].concat())?;
@@ -59,14 +64,13 @@ struct Bench {
 
 impl Bench {
     fn new(root: &Path) -> Result<Self> {
-        sh::cargo(root, &["build", "--release", "--locked", "--bin", "dyad"])?;
-        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+        let dyad = program(root)?;
         let work = std::env::temp_dir().join(format!("dyad-bench-{}", std::process::id()));
         fs::create_dir_all(&work)?;
         for dir in ["images", "overlays"] {
             sh::output(root, "cp", &["-r", dir, text(&work)?])?;
         }
-        Ok(Bench { dyad: text(&target.join("release/dyad"))?.to_owned(), work })
+        Ok(Bench { dyad, work })
     }
 
     /// Raw and qcow2 images from cached packages.

@@ -33,7 +33,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   soak first-boot N     N boots of states that a power cut could leave in a first boot
   soak drbd             all scripts of tests/sim/calibration/drbd.txt on two machines
   configured-root IMAGE   every path of lab or appliance that is not as apt and dpkg would make it, with the reason
-  bench NAME            build, image-size, init, witness: measured side by side in one run, printed as a table";
+  bench NAME            boot, build, image-size, init, witness: measured side by side in one run, printed as a table";
 
 /// The package whose tests boot machines.
 const GUESTS: &str = "dyad-vm-tests";
