@@ -18,6 +18,7 @@ pub mod eventlog;
 pub mod gate;
 mod intents;
 mod lease;
+mod listed;
 pub mod message;
 #[cfg(feature = "mutations")]
 pub mod mutation;

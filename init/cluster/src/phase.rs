@@ -2,121 +2,82 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What this node is doing for a resource.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Phase {
-    /// Service stopped, role not learned yet (rule 5).
-    Unlearned,
-    /// Asks for the first register.
-    Founding,
-    /// Holder after a restart of itself: asks for a higher epoch.
-    Resuming,
-    /// Starts the service as holder.
-    Starting,
-    /// Synchronous after a restart: nobody is admitted until the standby flushed what recovery brought back.
-    HeldBack,
-    /// Lets clients in.
-    Admitting,
-    /// Holder, acknowledges alone.
-    Alone,
-    /// Holder without arbiter, which is back: writes the register before anything else (rule 10).
-    Reporting,
-    /// Rule 4a.
-    Arming,
-    /// Rule 4b.
-    Barrier,
-    /// Rule 4c.
-    Canary,
-    /// Rule 4d, and waits for a lease (4e).
-    Marking,
-    /// Rule 4f: asks for Sync.
-    Protecting,
-    /// Protecting was given up; acknowledges alone again.
-    Disarming,
-    /// Holder, acknowledges what the standby flushed.
-    Sync,
-    /// Asks for Solo; behaves as Sync.
-    Degrading,
-    /// Rule 10: records that it goes on without an arbiter.
-    Recording,
-    /// Solo is won and mirrored; the setting goes.
-    Dropping,
-    /// Stops cleanly for a switchover.
-    HandingOver,
-    /// Stopped, released; the other node may take it.
-    Released,
-    /// Lost the right to serve: kills the service.
-    Fenced,
-    /// Compares own data with the holder's.
-    Inspecting,
-    /// Clears the marker before data is replaced.
-    Clearing,
-    /// Quarantines and rewinds.
-    Rewinding,
-    /// Copies everything.
-    Cloning,
-    /// Starts to follow.
-    Attaching,
-    /// Standby.
-    Following,
-    /// Rule 10: gives its marker up.
-    Renouncing,
-    /// Rule 3: stops its receiver.
-    Stopping,
-    /// Rule 3: asks for take-over.
-    Claiming,
-    /// Rule 3: won; looks at marker and data again.
-    Checking,
-    /// Promotes.
-    Promoting,
-    /// An operator's take-over: stops its receiver and asks.
-    Forcing,
-    /// Waits for an operator: the data is not what it should be.
-    Refused,
+crate::listed::listed! {
+    /// What this node is doing for a resource.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+    pub enum Phase {
+        /// Service stopped, role not learned yet (rule 5).
+        Unlearned,
+        /// Asks for the first register.
+        Founding,
+        /// Holder after a restart of itself: asks for a higher epoch.
+        Resuming,
+        /// Starts the service as holder.
+        Starting,
+        /// Synchronous after a restart: nobody is admitted until the standby flushed what recovery brought back.
+        HeldBack,
+        /// Lets clients in.
+        Admitting,
+        /// Holder, acknowledges alone.
+        Alone,
+        /// Holder without arbiter, which is back: writes the register before anything else (rule 10).
+        Reporting,
+        /// Rule 4a.
+        Arming,
+        /// Rule 4b.
+        Barrier,
+        /// Rule 4c.
+        Canary,
+        /// Rule 4d, and waits for a lease (4e).
+        Marking,
+        /// Rule 4f: asks for Sync.
+        Protecting,
+        /// Protecting was given up; acknowledges alone again.
+        Disarming,
+        /// Holder, acknowledges what the standby flushed.
+        Sync,
+        /// Asks for Solo; behaves as Sync.
+        Degrading,
+        /// Rule 10: records that it goes on without an arbiter.
+        Recording,
+        /// Solo is won and mirrored; the setting goes.
+        Dropping,
+        /// Stops cleanly for a switchover.
+        HandingOver,
+        /// Stopped, released; the other node may take it.
+        Released,
+        /// Lost the right to serve: kills the service.
+        Fenced,
+        /// Compares own data with the holder's.
+        Inspecting,
+        /// Clears the marker before data is replaced.
+        Clearing,
+        /// Quarantines and rewinds.
+        Rewinding,
+        /// Copies everything.
+        Cloning,
+        /// Starts to follow.
+        Attaching,
+        /// Standby.
+        Following,
+        /// Rule 10: gives its marker up.
+        Renouncing,
+        /// Rule 3: stops its receiver.
+        Stopping,
+        /// Rule 3: asks for take-over.
+        Claiming,
+        /// Rule 3: won; looks at marker and data again.
+        Checking,
+        /// Promotes.
+        Promoting,
+        /// An operator's take-over: stops its receiver and asks.
+        Forcing,
+        /// Waits for an operator: the data is not what it should be.
+        Refused,
+    }
 }
 
 impl Phase {
-    /// All of them, in order.
-    pub const ALL: [Phase; 34] = {
-        use Phase::*;
-        [
-            Unlearned,
-            Founding,
-            Resuming,
-            Starting,
-            HeldBack,
-            Admitting,
-            Alone,
-            Reporting,
-            Arming,
-            Barrier,
-            Canary,
-            Marking,
-            Protecting,
-            Disarming,
-            Sync,
-            Degrading,
-            Recording,
-            Dropping,
-            HandingOver,
-            Released,
-            Fenced,
-            Inspecting,
-            Clearing,
-            Rewinding,
-            Cloning,
-            Attaching,
-            Following,
-            Renouncing,
-            Stopping,
-            Claiming,
-            Checking,
-            Promoting,
-            Forcing,
-            Refused,
-        ]
-    };
-
     /// The holder's service may run in this phase, serving or about to.
     pub fn serves(self) -> bool {
         match self {

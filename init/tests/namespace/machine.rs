@@ -10,8 +10,8 @@ use dyad_api::control::{Answer, BootInfo, Call, Fault, ServiceState, Shutdown};
 use dyad_spec::compiled::{Restart, Service};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::{faults, hostile};
 use crate::support::{Client, Container, image, pause, service, wait_for};
+use crate::{faults, hostile};
 
 /// What a machine that was reset says of itself.
 const WATCHDOG: &str = "the hardware watchdog reset the machine";

@@ -125,7 +125,8 @@ impl Matrix {
         let cells: Vec<Cell> = self.empty().filter(open).collect();
         let this: &Matrix = self;
         let found = in_parallel(&cells, threads, |cell: &Cell, own: &mut Matrix| {
-            let (ways, near) = (this.ways.get(&cell.0).map_or(&[][..], Vec::as_slice), this.ways_near(cell.0));
+            let (ways, near) =
+                (this.ways.get(&cell.0).map_or(&[][..], Vec::as_slice), this.ways_near(cell.0));
             let taken = ways.iter().map(|way| (way, false)).collect::<Vec<_>>();
             let entered = near.iter().map(|way| (way, true)).collect::<Vec<_>>();
             // In turns: what is laid over a history moves its later moments, and a rare meeting may have to be made anew.

@@ -59,7 +59,7 @@ fn beginnings_can_be_led() {
 
 #[test]
 fn every_mutation_has_its_row() {
-    for mutation in Mutation::ALL {
+    for &mutation in Mutation::ALL {
         let judged = mutate::CASES.iter().any(|case| case.broken.contains(&mutation));
         let covered = mutate::COVERED.iter().any(|case| case.alone == mutation);
         assert!(judged || covered, "{mutation:?} is nowhere");
