@@ -65,7 +65,9 @@ impl State {
         self.mirror.request = self.mirror.request.max(message.answered);
         match &message.answer {
             Answer::Renewed { sequence } => self.extend_lease(now, *sequence, out),
-            Answer::Verdicts { request, verdicts } => self.verdicts(now, *request, verdicts),
+            Answer::Verdicts { request, verdicts } => {
+                self.verdicts(now, *request, verdicts, &message.registers);
+            }
             Answer::Refused(Refusal::Request) => self.close_superseded(message.answered),
             Answer::Welcome | Answer::Released => {}
             Answer::Refused(
@@ -141,7 +143,7 @@ impl State {
         }
     }
 
-    fn verdicts(&mut self, now: Tick, request: RequestId, verdicts: &[Verdict]) {
+    fn verdicts(&mut self, now: Tick, request: RequestId, verdicts: &[Verdict], told: &Registers) {
         let Some(intent) = self.mirror.intent.take_if(|intent| intent.request == request) else { return };
         for ((cas, _), verdict) in intent.items.iter().zip(verdicts) {
             let r = cas.resource;
@@ -153,6 +155,12 @@ impl State {
             match verdict {
                 Verdict::Won => {}
                 Verdict::Lost(_) | Verdict::HolderAlive | Verdict::NotHeard => self.refused(now, r),
+            }
+            // It judged what this node already knew, and knew less itself: an operator's word went past it after the
+            // greeting. It finds that out from the next one.
+            let known = told.iter().find(|(id, _)| *id == r).map_or(Epoch(0), |(_, register)| register.epoch);
+            if known < cas.expect {
+                self.arbiter.session = None;
             }
         }
     }

@@ -94,13 +94,12 @@ impl State {
         if self.seat(r).forced {
             return self.go(r, Phase::Forcing);
         }
-        match self.promised(r) {
-            Some(pact) if self.register(r).is_some_and(|reg| reg.holder == self.config.me.peer()) => {
-                self.seat_mut(r).pact = Some(pact);
-                self.go(r, Phase::Claiming);
-            }
-            Some(_) | None => self.go(r, Phase::Inspecting),
+        // What began this must still hold: the peer may be heard again, and an operator's word counts for one register only.
+        let claim = self.claim(r);
+        if let Some(pact) = claim {
+            self.seat_mut(r).pact = Some(pact);
         }
+        self.go(r, if claim.is_some() { Phase::Claiming } else { Phase::Inspecting });
     }
 
     pub(crate) fn taking_over(&mut self, now: Tick, r: ResourceId, out: &mut Actions) {
