@@ -70,6 +70,75 @@ fn a_cancel_storm_is_answered_falsely_without_the_guard_and_never_with_it() {
     }
 }
 
+/// Sessions that commit at once under one storm, and how often each goes through all ways of [`way`].
+const SESSIONS: usize = 4;
+const ROUNDS: usize = 3;
+const STEPS: usize = 3;
+
+/// What a session does first and what it then waits for, step by step; nothing is left prepared after the last.
+fn way(step: usize, session: usize) -> (&'static str, String) {
+    match step {
+        0 => ("select 1", "insert into t values (1)".to_owned()),
+        1 => ("begin; insert into t values (1)", format!("prepare transaction 'of {session}'")),
+        _ => ("select 1", format!("commit prepared 'of {session}'")),
+    }
+}
+
+/// How many commits of a storm's sessions were answered while no standby was there, and how many there were. The storm
+/// goes on while the setting is dropped, as a primary does that goes on alone: `calm` of the answers given then are
+/// without a complaint.
+fn stormed(server: &Server) -> (usize, usize, usize) {
+    let (mut falsely, mut all, mut calm) = (0, 0, 0);
+    let mut clients: Vec<Client> = (0..SESSIONS).map(|_| server.client("app")).collect();
+    let pids: Vec<String> = clients.iter_mut().map(|client| client.pid().to_string()).collect();
+    let storm = format!(
+        "select count(pg_cancel_backend(pid)) from generate_series(1, 200) n, \
+         lateral (select pg_sleep(0.001 + 0 * n)) pause, unnest(array[{}]) pid",
+        pids.join(", ")
+    );
+    for step in (0..ROUNDS).flat_map(|_| 0..STEPS) {
+        server.require_standby(true);
+        for (session, client) in clients.iter_mut().enumerate() {
+            let (before, statement) = way(step, session);
+            client.ask(before);
+            client.send(&statement);
+            server.wait_event(pids[session].parse().unwrap(), "SyncRep");
+        }
+        server.run(&storm);
+        falsely += clients.iter_mut().filter_map(|client| client.has_answer().then_some(())).count();
+        let mut canceller = server.client("postgres");
+        canceller.send(&storm);
+        server.require_standby(false);
+        for client in &mut clients {
+            let answer = client.answer();
+            calm += usize::from(!answer.contains("ERROR") && !answer.contains("WARNING"));
+            all += 1;
+        }
+        // One that comes late would end the next statement.
+        canceller.answer();
+    }
+    (falsely, calm, all)
+}
+
+#[test]
+fn false_answers_of_many_sessions_under_a_storm_are_counted_without_the_guard_and_none_with_it() {
+    let table = "create table t (id int)";
+    let (stock_falsely, _, all) = stormed(&Server::start(None, &[table]));
+    let server = Server::start(Some(""), &[table]);
+    let (falsely, calm, _) = stormed(&server);
+    let dropped = server.value("show dyad_guard.deferred_cancels");
+    println!(
+        "{all} commits, answered without a standby: {stock_falsely} stock, {falsely} guarded ({dropped} cancels)"
+    );
+    assert!(stock_falsely > 0, "the storm does nothing to a stock server: {stock_falsely} of {all}");
+    assert_eq!((falsely, calm), (0, all), "of {all}");
+    assert_eq!(
+        server.value("select count(*) from t"),
+        (ROUNDS * 2 * SESSIONS).to_string(),
+        "nothing is lost"
+    );
+}
+
 #[test]
 fn a_terminated_session_leaves_nothing_that_others_see_before_the_standby_has_it() {
     let stock = Server::start(None, &[SETUP]);

@@ -4,7 +4,9 @@
 
 pub mod boot;
 pub mod chaos;
+pub mod failover;
 pub mod guest;
+pub mod steady;
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};

@@ -1,6 +1,7 @@
 //! `cargo xtask bench NAME`: measurements that are made side by side in one run and reported as ratios.
 
 mod boot;
+mod pairs;
 mod witness;
 
 use std::fs;
@@ -14,15 +15,25 @@ use crate::sh::{self, Cost};
 const PEERS: &str = "mmdebstrap, squashfs-tools and time";
 
 /// Runs the named benchmark.
-pub(crate) fn run(root: &Path, name: &str) -> Result<bool> {
-    match name {
-        "build" => build(root).map(|()| true),
-        "image-size" => image_size(root).map(|()| true),
-        "witness" => witness::run(root).map(|()| true),
-        "init" => init(root).map(|()| true),
-        "boot" => boot::run(root),
-        _ => bail!("unknown benchmark {name}; there are: boot, build, image-size, init, witness"),
+pub(crate) fn run(root: &Path, name: &str, options: &[&str]) -> Result<bool> {
+    match (name, options) {
+        ("build", []) => build(root).map(|()| true),
+        ("image-size", []) => image_size(root).map(|()| true),
+        ("witness", []) => witness::run(root).map(|()| true),
+        ("init", []) => init(root).map(|()| true),
+        ("boot", []) => boot::run(root),
+        ("failover" | "steady", options) => pairs::run(root, name, options).map(|()| true),
+        (_, []) => {
+            bail!("unknown benchmark {name}; there are: boot, build, failover, image-size, init, steady, witness")
+        }
+        _ => bail!("{name} has no options {options:?}"),
     }
+}
+
+/// Debian's packages with what they need, unpacked and not installed; the directory.
+fn unpacked(root: &Path, dyad: &str, packages: &[&str]) -> Result<String> {
+    let made = sh::output(root, dyad, &[&["tools"][..], packages].concat())?;
+    Ok(made.trim().to_owned())
 }
 
 /// `dyad`, built; or the one that `DYAD_BIN` names.
@@ -36,12 +47,11 @@ fn program(root: &Path) -> Result<String> {
 
 /// PID 1 beside Debian's other supervisors, in namespaces: needs root. The others are unpacked, not installed.
 fn init(root: &Path) -> Result<()> {
-    let dyad = program(root)?;
     // finit's plugins are what sees the PID files of its services.
     let packages = ["busybox-static", "finit", "finit-plugins", "runit", "s6", "systemd"];
-    let peers = sh::output(root, &dyad, &[&["tools"][..], &packages[..]].concat())?;
+    let peers = unpacked(root, &program(root)?, &packages)?;
     // As on the image: linked statically, optimised as a release.
-    let env = [("DYAD_PEERS", peers.trim()), ("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static")];
+    let env = [("DYAD_PEERS", peers.as_str()), ("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static")];
     let target = ["--target", "x86_64-unknown-linux-gnu"];
     let bench = ["bench", "--locked", "--package", "init", "--bench", "supervisors"];
     sh::cargo_env(root, &[&bench[..], &target[..]].concat(), &env)

@@ -33,7 +33,9 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   soak first-boot N     N boots of states that a power cut could leave in a first boot
   soak drbd             all scripts of tests/sim/calibration/drbd.txt on two machines
   configured-root IMAGE   every path of lab or appliance that is not as apt and dpkg would make it, with the reason
-  bench NAME            boot, build, image-size, init, witness: measured side by side in one run, printed as a table";
+  bench NAME            boot, build, image-size, init, witness: measured side by side in one run, printed as a table
+  bench failover [--rounds N] [--peer-rounds M]   how soon clients write again, beside Patroni and keepalived: as root
+  bench steady [--pairs N] [--seconds S] [--clients C]   pgbench beside plain synchronous replication: as root";
 
 /// The package whose tests boot machines.
 const GUESTS: &str = "dyad-vm-tests";
@@ -109,7 +111,7 @@ fn run(args: &[&str]) -> Result<bool> {
             count,
         )?,
         ["configured-root", image] => verify::configured_root(&root, image)?,
-        ["bench", name] => bench::run(&root, name)?,
+        ["bench", name, options @ ..] => bench::run(&root, name, options)?,
         _ => {
             eprintln!("{USAGE}");
             return Err(anyhow::anyhow!("unknown command: {}", args.join(" ")));

@@ -221,7 +221,7 @@ impl<'a> Injector<'a> {
     }
 
     /// Processes of a container with their command lines, seen from outside.
-    fn processes(&self, node: &str) -> Vec<(Pid, String)> {
+    pub(crate) fn processes(&self, node: &str) -> Vec<(Pid, String)> {
         let Some(group) = &self.cgroup else { return Vec::new() };
         let place = format!("/{group}/{node}/");
         let entries = fs::read_dir("/proc").expect("/proc is there").flatten();
@@ -235,7 +235,8 @@ impl<'a> Injector<'a> {
         found.collect()
     }
 
-    fn signal(&self, node: &str, process: Process, signal: Signal) -> Option<Vec<Pid>> {
+    /// Sends a signal to every process of this kind; `None`: there is none.
+    pub(crate) fn signal(&self, node: &str, process: Process, signal: Signal) -> Option<Vec<Pid>> {
         let is = |words: &str| match process {
             Process::Postmaster => words.contains("bin/postgres "),
             Process::Checkpointer => words.contains(": checkpointer"),
@@ -251,7 +252,7 @@ impl<'a> Injector<'a> {
 }
 
 /// To processes that may be gone already.
-fn send(pids: &[Pid], signal: Signal) {
+pub(crate) fn send(pids: &[Pid], signal: Signal) {
     for pid in pids {
         let _ = kill_process(*pid, signal);
     }

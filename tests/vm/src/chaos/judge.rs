@@ -142,7 +142,7 @@ pub(crate) fn secrets(lab: &Lab, password: &str, found: &mut Vec<String>) {
     }
 }
 
-fn state_of(lab: &Lab, node: &str) -> PathBuf {
+pub(crate) fn state_of(lab: &Lab, node: &str) -> PathBuf {
     lab.state().join("nodes").join(node).join("state")
 }
 

@@ -45,12 +45,18 @@ impl Access {
         Self { state: lab.state().to_owned(), password }
     }
 
-    /// `psql` within the lab's network.
+    /// A program within the lab's network.
     #[allow(clippy::disallowed_methods, reason = "a client that is spoken to while it runs")]
-    pub(crate) fn psql(&self, host: &str, more: &[&str]) -> Command {
+    pub(crate) fn inside(&self, argv: &[&str]) -> Command {
         let mut command = Command::new(crate::dyad());
-        command.args(["lab", "--state"]).arg(&self.state).args(["exec", "--", "psql", "-XAtq", "-v"]);
-        command.args(["ON_ERROR_STOP=1", "-d"]).arg(format!("host={host} {TARGET}")).args(more);
+        command.args(["lab", "--state"]).arg(&self.state).args(["exec", "--"]).args(argv);
+        command
+    }
+
+    /// `psql` within the lab's network.
+    pub(crate) fn psql(&self, host: &str, more: &[&str]) -> Command {
+        let mut command = self.inside(&["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-d"]);
+        command.arg(format!("host={host} {TARGET}")).args(more);
         command.env("PGPASSWORD", &self.password).stderr(Stdio::null());
         command
     }

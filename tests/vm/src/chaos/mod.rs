@@ -1,11 +1,11 @@
 //! Faults by seed on a real cluster under real clients: one cluster for many seeds, each healed and judged before the next.
 
-mod clock;
-mod inject;
-mod judge;
-mod ledger;
-mod plan;
-mod watch;
+pub(crate) mod clock;
+pub(crate) mod inject;
+pub(crate) mod judge;
+pub(crate) mod ledger;
+pub(crate) mod plan;
+pub(crate) mod watch;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -234,7 +234,7 @@ impl Cluster {
 }
 
 /// What a node says of itself; `None`: it says nothing.
-fn status(lab: &Lab, node: &str) -> Option<Value> {
+pub(crate) fn status(lab: &Lab, node: &str) -> Option<Value> {
     serde_json::from_slice(&lab.run(&["ctl", node, "--", "status"]).stdout).ok()
 }
 
@@ -243,7 +243,7 @@ fn epoch(status: &Option<Value>) -> Option<u64> {
 }
 
 /// The node that takes writes, by its own word.
-fn holder(lab: &Lab) -> Option<usize> {
+pub(crate) fn holder(lab: &Lab) -> Option<usize> {
     let writes = |node: &str| {
         let rows = status(lab, node)?["nodes"].as_array()?.clone();
         rows.iter().find(|row| row["name"] == node && row["role"] == "primary" && row["up"] == true).map(drop)
@@ -252,7 +252,7 @@ fn holder(lab: &Lab) -> Option<usize> {
 }
 
 /// Waits until both nodes are protected and name one holder: how long that took, and whether the witness had to be helped.
-fn wait_protected(hands: &Injector<'_>) -> (Option<Duration>, bool) {
+pub(crate) fn wait_protected(hands: &Injector<'_>) -> (Option<Duration>, bool) {
     let (begun, mut restored) = (clock::now(), false);
     while clock::now() - begun < PROTECTED {
         let said = NODES.map(|node| status(hands.lab, node).unwrap_or_default());
