@@ -128,7 +128,8 @@ impl World {
         let more = log.try_clone().expect("a log");
         let inside = ["--net", "--mount", "--pid", "--ipc", "--fork", "--kill-child=KILL", "--"];
         let target = self.holder.id().to_string();
-        let child = command("nsenter", &["--net", "--target", &target, "--", "unshare"])
+        // A session of its own, as a container of the lab has: the scheduler gives each its share, whatever the bench's is.
+        let child = command("setsid", &["nsenter", "--net", "--target", &target, "--", "unshare"])
             .args(inside)
             .args(["sh", "-ec", &script])
             .stdout(log)
