@@ -24,7 +24,9 @@ pub(crate) fn run(root: &Path, name: &str, options: &[&str]) -> Result<bool> {
         ("boot", []) => boot::run(root),
         ("failover" | "steady", options) => pairs::run(root, name, options).map(|()| true),
         (_, []) => {
-            bail!("unknown benchmark {name}; there are: boot, build, failover, image-size, init, steady, witness")
+            bail!(
+                "unknown benchmark {name}; there are: boot, build, failover, image-size, init, steady, witness"
+            )
         }
         _ => bail!("{name} has no options {options:?}"),
     }
