@@ -69,6 +69,8 @@ struct Pair {
     ended: BTreeMap<u64, &'static str>,
     kept: Option<(Child, ChildStdin, BufReader<ChildStdout>, i32)>,
     stopped: Vec<i32>,
+    /// Those of them that receive what another server sends.
+    receivers: Vec<i32>,
 }
 
 fn run_ok(command: &mut Command) -> Output {
@@ -112,6 +114,7 @@ impl Pair {
             ended: BTreeMap::new(),
             kept: None,
             stopped: Vec::new(),
+            receivers: Vec::new(),
         }
     }
 
@@ -170,6 +173,12 @@ impl Pair {
     fn postmaster(&self, own: usize) -> i32 {
         let file = std::fs::read_to_string(self.servers[own].data.join("postmaster.pid")).unwrap();
         file.lines().next().unwrap().parse().unwrap()
+    }
+
+    fn parent(&self, pid: i32) -> i32 {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse().ok());
+        parent.unwrap_or_default()
     }
 
     /// Backends that wait for the standby. Nobody new gets in to count them while the postmaster stands still.
@@ -355,8 +364,9 @@ impl Pair {
                 let postmaster = self.postmaster(own);
                 for pid in self.stopped.clone() {
                     // What stands still must not go on before its server is told to end at once, which kills it after 5 s;
-                    // nor because another server ends. An orderly end waits for all, also for a receiver elsewhere.
-                    if how != "immediate" || pid == postmaster {
+                    // nor because another server ends, which waits for the receiver elsewhere only.
+                    let waited_for = self.parent(pid) == postmaster || self.receivers.contains(&pid);
+                    if pid == postmaster || how != "immediate" && waited_for {
                         self.signal(pid, "CONT");
                     }
                 }
@@ -393,7 +403,8 @@ impl Pair {
             }
             "hang-receiver" => {
                 self.settle();
-                self.pids(own, "walreceiver").into_iter().for_each(|pid| self.signal(pid, "STOP"));
+                self.receivers = self.pids(own, "walreceiver");
+                self.receivers.clone().into_iter().for_each(|pid| self.signal(pid, "STOP"));
             }
             "hang-postmaster" => {
                 let pid = self.postmaster(own);
