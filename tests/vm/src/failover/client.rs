@@ -94,6 +94,12 @@ pub(crate) struct Mark {
     pub(crate) server: Option<String>,
 }
 
+impl Mark {
+    fn by_another(&self, old: &str) -> bool {
+        self.server.as_deref().is_some_and(|server| server != old)
+    }
+}
+
 fn mark(line: &str) -> Option<Mark> {
     let mut words = line.split(' ');
     let kind = words.next()?;
@@ -163,19 +169,13 @@ impl Writer {
 
     /// Waits for a server other than `old`, and tells how long nobody acknowledged in between.
     pub(crate) fn replaced(&self, old: &str, from: u64, limit: Duration) -> Option<Gap> {
-        let another = |mark: &Mark| mark.server.as_deref().is_some_and(|server| server != old);
-        self.until(limit, |mark| mark.at_us > from && another(mark)).then_some(())?;
-        let all = self.since(from);
-        let last = all.iter().rfind(|mark| mark.server.as_deref() == Some(old))?.at_us;
-        gap(&all, last, all.iter().find(|mark| mark.at_us > from && another(mark))?.at_us)
+        let another = |mark: &Mark| mark.at_us > from && mark.by_another(old);
+        self.until(limit, another).then(|| handed_over(&self.since(from), old, from))?
     }
 
     /// The longest stretch without an acknowledgement since the last one before `from`.
     pub(crate) fn longest(&self, from: u64) -> Option<Gap> {
-        let all = self.since(from);
-        let acks: Vec<u64> = all.iter().filter(|mark| mark.server.is_some()).map(|mark| mark.at_us).collect();
-        let (last, first) = acks.windows(2).map(|two| (two[0], two[1])).max_by_key(|(a, b)| b - a)?;
-        gap(&all, last, first)
+        longest(&self.since(from))
     }
 
     fn until(&self, limit: Duration, found: impl Fn(&Mark) -> bool) -> bool {
@@ -193,15 +193,57 @@ impl Writer {
     }
 }
 
-fn gap(all: &[Mark], last_us: u64, first_us: u64) -> Option<Gap> {
+/// From the last acknowledgement of `old` to the first one of another server after `from`.
+fn handed_over(all: &[Mark], old: &str, from: u64) -> Option<Gap> {
+    let last = all.iter().rfind(|mark| mark.server.as_deref() == Some(old))?.at_us;
+    let first = all.iter().find(|mark| mark.at_us > from && mark.by_another(old))?.at_us;
+    (first > last).then(|| gap(all, last, first))
+}
+
+fn longest(all: &[Mark]) -> Option<Gap> {
+    let acks: Vec<u64> = all.iter().filter(|mark| mark.server.is_some()).map(|mark| mark.at_us).collect();
+    let (last, first) = acks.windows(2).map(|two| (two[0], two[1])).max_by_key(|(a, b)| b - a)?;
+    Some(gap(all, last, first))
+}
+
+fn gap(all: &[Mark], last_us: u64, first_us: u64) -> Gap {
     let accepted = |mark: &&Mark| mark.server.is_none() && (last_us..first_us).contains(&mark.at_us);
     let accepted_us = all.iter().rfind(accepted).map(|mark| mark.at_us);
-    Some(Gap { last_us, first_us, accepted_us })
+    Gap { last_us, first_us, accepted_us }
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn marks(lines: &[&str]) -> Vec<Mark> {
+        lines.iter().filter_map(|line| mark(line)).collect()
+    }
+
+    #[test]
+    fn a_gap_is_from_the_last_write_of_one_server_to_the_first_of_another() {
+        let all = marks(&[
+            "connected 5",
+            "acknowledged 10 one",
+            "acknowledged 20 one",
+            "connected 60",
+            "connected 90",
+            "acknowledged 95 two",
+            "acknowledged 99 two",
+            "a line that says nothing",
+        ]);
+        assert_eq!(all.len(), 7);
+        let gap = Gap { last_us: 20, first_us: 95, accepted_us: Some(90) };
+        assert_eq!(handed_over(&all, "one", 15), Some(gap));
+        assert_eq!(handed_over(&all, "two", 15), None, "nobody followed");
+        assert_eq!(longest(&all), Some(gap));
+        assert_eq!(longest(&all[..2]), None);
     }
 }
