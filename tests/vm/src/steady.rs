@@ -211,10 +211,15 @@ fn used(pid: Pid) -> Use {
 }
 
 /// Processes whose figures are shown by themselves; all others are one row.
-const KINDS: [(&str, &str); 3] =
-    [("PID 1", "dyad/init"), ("supervisor", "dyad/supervisor"), ("PostgreSQL", "postgres")];
+const KINDS: [(&str, &str); 2] = [("supervisor", "dyad/supervisor"), ("PostgreSQL", "postgres")];
 
-fn kind(words: &str) -> &'static str {
+fn kind(pid: Pid, words: &str) -> &'static str {
+    let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap_or_default();
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+    // It runs from memory: its command line names no file.
+    if numbers.split_whitespace().last() == Some("1") {
+        return "PID 1";
+    }
     KINDS.iter().find(|(_, part)| words.contains(part)).map_or("all others", |(name, _)| name)
 }
 
@@ -232,7 +237,7 @@ fn idle(hands: &Injector<'_>) {
         let mut kinds = BTreeMap::<_, Use>::new();
         for (pid, words) in hands.processes(node) {
             let (now, then) = (used(pid), before.get(&pid).copied().unwrap_or_default());
-            let sum = kinds.entry(kind(&words)).or_default();
+            let sum = kinds.entry(kind(pid, &words)).or_default();
             sum.cpu_ns += now.cpu_ns.saturating_sub(then.cpu_ns);
             sum.resident_kib += now.resident_kib;
         }
