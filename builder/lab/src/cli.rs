@@ -71,6 +71,9 @@ pub struct UpArgs {
     /// Size of a node's disk in GiB (vm backend); the file is sparse
     #[arg(long, value_name = "GIB", default_value_t = 8, value_parser = clap::value_parser!(u32).range(2..=4096))]
     pub disk: u32,
+    /// Keep a node's data in DIR/NAME, which may be a file system of its own (container backend)
+    #[arg(long, value_name = "DIR")]
+    pub data_in: Option<PathBuf>,
     /// Lay this site file on the nodes instead of the lab's own
     #[arg(long, value_name = "FILE")]
     pub site: Option<PathBuf>,
@@ -98,6 +101,7 @@ impl Default for UpArgs {
             memory: 1024,
             cpus: 2,
             disk: 8,
+            data_in: None,
             site: None,
             no_site: false,
             no_wait: false,

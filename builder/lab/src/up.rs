@@ -4,9 +4,9 @@ use std::fs;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use dyad_api::operator::Protection;
@@ -131,6 +131,9 @@ enum Host {
 impl Host {
     fn ready(args: &UpArgs, say: &dyn Fn(&str)) -> Result<Self> {
         match args.backend {
+            Backend::Vm if args.data_in.is_some() => {
+                refuse("--data-in is for containers: a machine's data is on its disk (--disk)")
+            }
             Backend::Vm => Ok(Host::Vm { qemu: tools::qemu(say)?, firmware: tools::firmware(say)? }),
             Backend::Container => {
                 let grant = Grant::find()?;
@@ -192,7 +195,8 @@ fn containers_ready(
         }
         let site = dir.join("efi").join(SITE_PATH);
         let parent = site.parent().unwrap_or(&dir);
-        for dir in [parent, &dir.join("state"), &dir.join("data")] {
+        let data = data_dir(args, node, &dir)?;
+        for dir in [parent, &dir.join("state"), &data] {
             fs::create_dir_all(dir).at("create directory", dir)?;
             // The state directory lets nobody else in; in the container others must get through.
             fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).at("set the mode of", dir)?;
@@ -210,6 +214,16 @@ fn containers_ready(
     let cgroup = cgroup::of_lab(&grant.cgroups, state.root());
     let image = std::path::absolute(&image.raw).at("make absolute", &image.raw)?;
     Ok((BackendFile::Container(container::Setup { nft, cgroup, image }), kept))
+}
+
+/// Where a node's data is kept: in its own directory, or behind a link from there.
+fn data_dir(args: &UpArgs, node: Node, dir: &Path) -> Result<PathBuf> {
+    let own = dir.join("data");
+    let Some(given) = &args.data_in else { return Ok(own) };
+    let place = given.join(node.name());
+    let place = fs::canonicalize(&place).at("find the directory for a node's data", &place)?;
+    symlink(&place, &own).at("make the link", &own)?;
+    Ok(place)
 }
 
 /// The witness' program: the given one, or the image's own, which runs anywhere.

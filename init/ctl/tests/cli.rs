@@ -5,6 +5,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use dyad_api::operator::{Failure, FailureKind, Reply, Request};
 use serde_json::{Value, json};
@@ -85,6 +86,44 @@ fn json_is_the_supervisors_object_on_one_line() {
     assert_eq!(text(&output.stdout).lines().count(), 1);
     let value: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(value, status(&Value::Null).unwrap());
+}
+
+#[test]
+fn a_watched_status_is_shown_again_when_it_has_changed() {
+    static ASKED: AtomicU32 = AtomicU32::new(0);
+    let output = dyadctl(&["status", "--watch"], |request| {
+        let mut shown = status(request)?;
+        match ASKED.fetch_add(1, Ordering::SeqCst) {
+            0 | 1 => Ok(shown),
+            2 => {
+                shown["protection"] = json!("DOWN");
+                Ok(shown)
+            }
+            _ => Err(Failure::new(FailureKind::Refused, "that was all")),
+        }
+    });
+    let first = |line: &&str| line.starts_with("SINGLE: ") || line.starts_with("DOWN: ");
+    let screens: Vec<_> = text(&output.stdout).lines().filter(first).collect();
+    assert_eq!(screens.len(), 2, "{screens:?}");
+    assert!(screens[0].starts_with("SINGLE: ") && screens[1].starts_with("DOWN: "), "{screens:?}");
+    assert_eq!(ASKED.load(Ordering::SeqCst), 4);
+    assert_eq!(text(&output.stderr), "dyadctl: that was all\n");
+}
+
+#[test]
+fn a_take_over_is_forced_only_by_the_flag() {
+    let price = "the last 3 commits may be lost";
+    let ask = |args: &[&str], answer| dyadctl(&[&["takeover"], args].concat(), answer);
+    let told = ask(&[], |request| {
+        assert_eq!(request["args"]["peer_is_off"], false);
+        Err(Failure::new(FailureKind::Refused, "the last 3 commits may be lost"))
+    });
+    assert_eq!((told.status.code(), text(&told.stderr)), (Some(1), &*format!("dyadctl: {price}\n")));
+    let forced = ask(&["--i-verified-peer-is-off"], |request| {
+        assert_eq!(request["args"]["peer_is_off"], true);
+        Ok(Value::Null)
+    });
+    assert_eq!(forced.status.code(), Some(0), "{}", text(&forced.stderr));
 }
 
 #[test]

@@ -2,10 +2,13 @@
 //!
 //! `cargo xtask verify` builds the program first; a test run by hand takes `DYAD_BIN` or `target/release/dyad`.
 
+pub mod balancer;
 pub mod boot;
 pub mod chaos;
 pub mod failover;
 pub mod guest;
+mod processes;
+pub mod secrets;
 pub mod steady;
 
 use std::io::{Read, Write};
@@ -95,6 +98,14 @@ impl Lab {
         let mut args = vec!["up", definition, "--nodes", &nodes];
         args.extend_from_slice(options);
         lab.ok(&args);
+        lab
+    }
+
+    /// A lab of a disk image that was built before.
+    pub fn of_image(raw: &Path, nodes: u32, options: &[&str]) -> Lab {
+        let lab = Lab { state: TempDir::new().expect("a temporary directory can be made") };
+        let (raw, nodes) = (raw.to_str().expect("test paths are UTF-8"), nodes.to_string());
+        lab.ok(&[&["up", "--image", raw, "--nodes", &nodes], options].concat());
         lab
     }
 

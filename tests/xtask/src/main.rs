@@ -24,7 +24,10 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   update-golden         rewrite the expected outputs of golden tests, to be read in review
   sim --seeds A..B [--json]   simulated clusters; sim --seed N tells one history
   mutate --seeds N      break each clause of the protocol and see which oracle notices
-  chaos --seeds A..B [--backend container|vm]   faults by seed on a real cluster under real clients; container: as root
+  chaos --seeds A..B [--backend container|vm] [--report FILE] [--seconds N]   faults by seed on a real cluster under real clients;
+                        container: as root; a run that was cut short goes on with the same FILE
+  chaos failovers N, chaos rejoins N   the same options; the primary lost N times, N times with a history of its own
+  chaos pairings N      blank nodes that pair N times while processes are killed at each step
   fuzz [TARGET] [--seconds N]   every parser of foreign bytes under libFuzzer, 60 seconds each
   soak builds [N]       N builds (30) of one definition in different places: one digest an output
   soak shutdown N       N shutdowns of a machine on which everything hangs: each resets within its deadline

@@ -1,33 +1,60 @@
-//! `cargo xtask chaos`: faults by seed on a real cluster.
+//! `cargo xtask chaos`: faults on a real cluster.
 
-use std::ops::Range;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use dyad_vm_tests::chaos::{self, Backend};
+use dyad_vm_tests::chaos::{self, Backend, Order, Rounds};
 
-const USAGE: &str = "usage: chaos --seeds A..B [--backend container|vm]";
+const USAGE: &str = "usage: chaos (--seeds A..B | failovers N | rejoins N | pairings N) [--backend container|vm] [--report FILE] [--seconds N]
+  --report FILE   one line a round, as it goes; a run with the same FILE does what is missing in it
+  --seconds N     begin no round after so long";
 
-fn seeds(text: &str) -> Option<Range<u64>> {
+fn seeds(text: &str) -> Option<Rounds> {
     let (from, to) = text.split_once("..")?;
     let range = from.parse().ok()?..to.parse().ok()?;
-    (!range.is_empty()).then_some(range)
+    (!range.is_empty()).then_some(Rounds::Seeds(range))
+}
+
+fn asked(words: &[&str]) -> Option<Order> {
+    let (mut rounds, mut backend, mut report, mut limit) = (None, Backend::Container, None, None);
+    for pair in words.chunks(2) {
+        match *pair {
+            ["--seeds", range] => rounds = Some(seeds(range)?),
+            ["failovers", count] => rounds = Some(Rounds::Failovers(count.parse().ok()?)),
+            ["rejoins", count] => rounds = Some(Rounds::Rejoins(count.parse().ok()?)),
+            ["pairings", count] => rounds = Some(Rounds::Pairings(count.parse().ok()?)),
+            ["--backend", "container"] => backend = Backend::Container,
+            ["--backend", "vm"] => backend = Backend::Vm,
+            ["--report", file] => report = Some(PathBuf::from(file)),
+            ["--seconds", count] => limit = Some(Duration::from_secs(count.parse().ok()?)),
+            _ => return None,
+        }
+    }
+    // A machine's processes cannot be stopped one by one from outside.
+    let possible = |rounds: &Rounds| {
+        backend == Backend::Container || matches!(rounds, Rounds::Seeds(_) | Rounds::Failovers(_))
+    };
+    rounds.filter(possible).map(|rounds| Order { rounds, backend, report, limit })
 }
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
-    let asked = match words[..] {
+    if words == ["watch"] {
         // Started by ourselves within the lab's network.
-        ["watch"] => return chaos::watch().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS),
-        ["--seeds", range] | ["--seeds", range, "--backend", "container"] => {
-            seeds(range).zip(Some(Backend::Container))
-        }
-        ["--seeds", range, "--backend", "vm"] => seeds(range).zip(Some(Backend::Vm)),
-        _ => None,
-    };
-    let Some((range, backend)) = asked else {
+        return chaos::watch().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+    }
+    let Some(order) = asked(&words) else {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
     };
-    if chaos::run(range, backend) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    match chaos::run(&order) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(why) => {
+            eprintln!("chaos: {why}");
+            ExitCode::from(2)
+        }
+    }
 }

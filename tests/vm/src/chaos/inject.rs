@@ -2,17 +2,18 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
 
 use super::clock;
 use super::ledger::Access;
-use super::plan::{Fault, Process, Who};
-use crate::Lab;
+use super::plan::{Fault, Process, Room, Who};
+use super::volumes::Volumes;
+use crate::{Lab, processes};
 
 /// Both nodes, and the address of each on the clients' network.
 pub(crate) const NODES: [&str; 2] = ["node-a", "node-b"];
@@ -23,6 +24,17 @@ const HOST: &str = "host";
 const LATER: Duration = Duration::from_secs(3);
 const FLAP: Duration = Duration::from_millis(700);
 const FLAPS: u32 = 4;
+/// Interfaces of a node, as the lab names their other ends.
+const LINKS: [&str; 4] = ["lan0", "lan1", "repl0", "repl1"];
+/// Every fifth frame from and to a node (`NODE` stands for it) is lost.
+const LOSSY: &str = "add table bridge noise; add chain bridge noise frames \
+     { type filter hook forward priority 10; policy accept; }; \
+     add rule bridge noise frames iifname \"NODE-*\" numgen random mod 5 == 0 drop; \
+     add rule bridge noise frames oifname \"NODE-*\" numgen random mod 5 == 0 drop";
+/// A line on which a queue builds up: frames wait up to 600 ms, and beyond that they are lost.
+const THIN: &str = "root tbf rate 256kbit burst 2kb latency 600ms";
+/// In a node.
+const PG_CTL: &str = "/usr/lib/postgresql/15/bin/pg_ctl";
 /// Looks for work to cancel this often, in seconds.
 const STORM: &str = "\\watch 0.05";
 
@@ -51,17 +63,15 @@ pub(crate) type Undo = Box<dyn FnOnce(&Injector<'_>)>;
 pub(crate) struct Injector<'a> {
     pub(crate) lab: &'a Lab,
     pub(crate) access: Access,
+    /// Of containers.
+    volumes: Option<&'a Volumes>,
     /// The control group of a lab of containers.
-    cgroup: Option<String>,
+    group: Option<String>,
 }
 
 impl<'a> Injector<'a> {
-    pub(crate) fn new(lab: &'a Lab) -> Self {
-        let text = fs::read(lab.state().join("lab.json")).expect("the lab says what it is made of");
-        let made: Value = serde_json::from_slice(&text).expect("lab.json is JSON");
-        let cgroup = made["backend"]["container"]["cgroup"].as_str();
-        let cgroup = cgroup.and_then(|path| Some(Path::new(path).file_name()?.to_str()?.to_owned()));
-        Injector { lab, access: Access::of(lab), cgroup }
+    pub(crate) fn new(lab: &'a Lab, volumes: Option<&'a Volumes>, access: Access) -> Self {
+        Injector { lab, access, volumes, group: processes::group(lab) }
     }
 
     /// Begins a fault; `None`: there was nothing to do it to (no such process, a node that is off).
@@ -73,14 +83,25 @@ impl<'a> Injector<'a> {
         match fault {
             Fault::Kill(who) => self.power_cut(&[one(who)], &[]),
             Fault::BothDown { first_back } => self.power_cut(&[one(first_back), other(first_back)], &[LATER]),
-            Fault::AllDown => self.power_cut(&[NODES[0], NODES[1], WITNESS], &[]),
+            Fault::AllDown(order) => {
+                self.power_cut(&order.of(one(Who::Holder), one(Who::Standby), WITNESS), &[LATER, LATER])
+            }
             Fault::WitnessKill => self.power_cut(&[WITNESS], &[]),
             Fault::WitnessOldCopy => {
                 let _starts_as_it_was = self.power_cut(&[WITNESS], &[])?;
                 self.save_witness(&Knowledge::Newest);
                 Some(Box::new(|hands| hands.restore_witness(&Knowledge::Old)))
             }
-            Fault::Pause(who) => self.pause(one(who)),
+            Fault::Pause(who) | Fault::Stall(who) => self.pause(one(who)),
+            Fault::HandPromote => self.promote(one(Who::Standby)),
+            Fault::DiskFull(who, room) => self.fill(one(who), room),
+            Fault::DiskSlow(who) => {
+                let brake = self.volumes?.slow(one(who));
+                Some(Box::new(move |_| drop(brake)))
+            }
+            Fault::DiskHangs(who) => self.hang(one(who)),
+            Fault::Lossy(who) => self.lossy(one(who)),
+            Fault::Late(who) => self.late(one(who)),
             Fault::WitnessPause => self.pause(WITNESS),
             Fault::CutNodes => self.cut(&[&NODES]).then_some(heal),
             Fault::CutOneWay(who) => self.cut_one_way(&[(one(who), other(who))]).then_some(heal),
@@ -92,15 +113,7 @@ impl<'a> Injector<'a> {
             Fault::Deaf(who) => {
                 self.cut_one_way(&[other(who), WITNESS, HOST].map(|far| (far, one(who)))).then_some(heal)
             }
-            Fault::Flapping => {
-                for _ in 0..FLAPS {
-                    self.cut(&[&NODES]);
-                    clock::pause(FLAP);
-                    self.must(&["heal"]);
-                    clock::pause(FLAP);
-                }
-                Some(Box::new(|_| {}))
-            }
+            Fault::Flapping => self.flap(),
             Fault::ClientLan(who) => {
                 self.cable(one(who), false);
                 let node = one(who);
@@ -114,21 +127,95 @@ impl<'a> Injector<'a> {
                 let pids = self.signal(one(who), process, Signal::STOP)?;
                 Some(Box::new(move |_| send(&pids, Signal::CONT)))
             }
-            Fault::CancelStorm => {
-                let mut storm = self.storm(ADDRESSES[holder]);
-                self.cut(&[&NODES]);
-                Some(Box::new(move |hands| {
-                    hands.must(&["heal"]);
-                    let _ = storm.kill();
-                    let _ = storm.wait();
-                }))
-            }
+            Fault::CancelStorm => self.cancel(ADDRESSES[holder]),
         }
+    }
+
+    fn flap(&self) -> Option<Undo> {
+        for _ in 0..FLAPS {
+            self.cut(&[&NODES]);
+            clock::pause(FLAP);
+            self.must(&["heal"]);
+            clock::pause(FLAP);
+        }
+        Some(Box::new(|_| {}))
+    }
+
+    fn cancel(&self, host: &str) -> Option<Undo> {
+        let mut storm = self.storm(host);
+        self.cut(&[&NODES]);
+        Some(Box::new(move |hands| {
+            hands.must(&["heal"]);
+            let _ = storm.kill();
+            let _ = storm.wait();
+        }))
+    }
+
+    fn fill(&self, node: &'static str, room: Room) -> Option<Undo> {
+        self.volumes?.fill(node, room.percent());
+        Some(Box::new(move |hands| {
+            if let Some(volumes) = hands.volumes {
+                volumes.free(node);
+            }
+        }))
+    }
+
+    fn hang(&self, node: &'static str) -> Option<Undo> {
+        self.volumes?.freeze(node);
+        Some(Box::new(move |hands| {
+            if let Some(volumes) = hands.volumes {
+                volumes.thaw(node);
+            }
+        }))
+    }
+
+    fn lossy(&self, node: &str) -> Option<Undo> {
+        self.must(&["exec", "--", "/usr/sbin/nft", &LOSSY.replace("NODE", node)]);
+        Some(Box::new(|hands| hands.quiet()))
+    }
+
+    fn late(&self, node: &'static str) -> Option<Undo> {
+        let set = |link: &str| {
+            let port = format!("{node}-{link}");
+            let words = ["exec", "--", "/usr/sbin/tc", "qdisc", "replace", "dev", &port];
+            let all: Vec<&str> = words.into_iter().chain(THIN.split(' ')).collect();
+            self.lab.run(&all).status.success()
+        };
+        // A node that is off has no cables.
+        LINKS.iter().all(|link| set(link)).then(|| -> Undo { Box::new(|hands| hands.quiet()) })
+    }
+
+    /// Frames are neither lost nor late any more.
+    fn quiet(&self) {
+        // Refused where nothing was: a node that is off, a table that is not there.
+        self.lab.run(&["exec", "--", "/usr/sbin/nft", "delete table bridge noise"]);
+        for port in NODES.iter().flat_map(|node| LINKS.map(|link| format!("{node}-{link}"))) {
+            self.lab.run(&["exec", "--", "/usr/sbin/tc", "qdisc", "del", "dev", &port, "root"]);
+        }
+    }
+
+    /// `pg_ctl promote` by hand, in the node, as the user that the server runs as.
+    fn promote(&self, node: &str) -> Option<Undo> {
+        let words = |words: &str| words.contains("bin/postgres ");
+        let (pid, _) = self.processes(node).into_iter().find(|(_, line)| words(line))?;
+        let owner = fs::metadata(format!("/proc/{}", pid.as_raw_nonzero())).ok()?;
+        let target = pid.as_raw_nonzero().to_string();
+        let (uid, gid) = (owner.uid().to_string(), owner.gid().to_string());
+        let into = ["--target", &target, "--user", "--mount", "--pid", "--setuid", &uid, "--setgid", &gid];
+        let what = ["--", PG_CTL, "promote", "--no-wait", "-D", "/data/pg/main"];
+        let done = crate::program("nsenter", &[&into[..], &what[..]].concat());
+        // Refused by a server that is no standby any more.
+        done.status.success().then(|| -> Undo { Box::new(|_| {}) })
     }
 
     /// Whatever is still wrong is put right.
     pub(crate) fn heal(&self) {
         self.must(&["heal"]);
+        self.quiet();
+        for (volumes, node) in self.volumes.iter().flat_map(|volumes| NODES.map(|node| (volumes, node))) {
+            volumes.thaw(node);
+            volumes.free(node);
+        }
         let groups = NODES.iter().flat_map(|node| self.processes(node));
         send(&groups.map(|(pid, _)| pid).collect::<Vec<_>>(), Signal::CONT);
         for member in [NODES[0], NODES[1], WITNESS] {
@@ -200,7 +287,7 @@ impl<'a> Injector<'a> {
 
     fn cable(&self, node: &str, plugged: bool) {
         let state = if plugged { "up" } else { "down" };
-        for link in ["lan0", "lan1"] {
+        for link in &LINKS[..2] {
             // A node that is off has no cables.
             self.lab.run(&["exec", "--", "/usr/sbin/ip", "link", "set", &format!("{node}-{link}"), state]);
         }
@@ -220,19 +307,10 @@ impl<'a> Injector<'a> {
         child
     }
 
-    /// Processes of a container with their command lines, seen from outside.
+    /// Processes of a container with their command lines.
     pub(crate) fn processes(&self, node: &str) -> Vec<(Pid, String)> {
-        let Some(group) = &self.cgroup else { return Vec::new() };
-        let place = format!("/{group}/{node}/");
-        let entries = fs::read_dir("/proc").expect("/proc is there").flatten();
-        let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        let found = numbers.filter_map(|number: i32| {
-            let read = |file: &str| fs::read(format!("/proc/{number}/{file}")).ok();
-            let inside = String::from_utf8(read("cgroup")?).ok()?.contains(&place);
-            let words = String::from_utf8_lossy(&read("cmdline")?).replace('\0', " ");
-            inside.then_some((Pid::from_raw(number)?, words))
-        });
-        found.collect()
+        let all = self.group.iter().flat_map(|group| processes::of(group, node));
+        all.map(|process| (process.pid, process.words)).collect()
     }
 
     /// Sends a signal to every process of this kind; `None`: there is none.

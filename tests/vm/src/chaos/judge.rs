@@ -1,7 +1,7 @@
 //! What every seed is checked for.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use dyad_cluster::eventlog;
@@ -10,6 +10,7 @@ use super::clock;
 use super::inject::NODES;
 use super::ledger::Ack;
 use crate::Lab;
+use crate::secrets::{Secrets, files};
 
 /// How long a standby may take to replay what it has.
 const REPLAY: Duration = Duration::from_secs(60);
@@ -121,43 +122,12 @@ impl Judge {
 }
 
 /// O12: no password or key in what a node tells the world.
-pub(crate) fn secrets(lab: &Lab, password: &str, found: &mut Vec<String>) {
-    for node in NODES {
-        let key = std::fs::read_to_string(lab.state().join("nodes").join(node).join("efi/dyad/site.key"));
-        let key = key.unwrap_or_default();
-        let state = state_of(lab, node);
-        let logs = ["journal", "supervisor/events", "supervisor/events-peer"];
-        let mut told: Vec<_> = logs.iter().flat_map(|dir| files(&state.join(dir))).collect();
-        told.push(lab.state().join("nodes").join(node).join("serial.log"));
-        for path in told {
-            let text = std::fs::read(&path).unwrap_or_default();
-            for (name, secret) in [("a password", password), ("the site key", key.trim())] {
-                let there =
-                    !secret.is_empty() && text.windows(secret.len()).any(|at| at == secret.as_bytes());
-                if there {
-                    found.push(format!("O12: {} has {name}", path.display()));
-                }
-            }
-        }
-    }
+pub(crate) fn secrets(lab: &Lab, found: &mut Vec<String>) {
+    found.extend(Secrets::of(lab).told(lab).into_iter().map(|line| format!("O12: {line}")));
 }
 
 pub(crate) fn state_of(lab: &Lab, node: &str) -> PathBuf {
     lab.state().join("nodes").join(node).join("state")
-}
-
-/// Files below a directory; of one that is not there, none.
-pub(crate) fn files(dir: &Path) -> Vec<PathBuf> {
-    let mut all = Vec::new();
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        match entry.file_type() {
-            Ok(kind) if kind.is_dir() => all.extend(files(&entry.path())),
-            Ok(_) => all.push(entry.path()),
-            Err(_) => {}
-        }
-    }
-    all.sort();
-    all
 }
 
 #[cfg(test)]

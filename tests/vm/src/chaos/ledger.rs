@@ -10,7 +10,7 @@ use super::clock;
 use crate::Lab;
 
 /// Between two writes of one client.
-const PAUSE: Duration = Duration::from_millis(10);
+const PAUSE: Duration = Duration::from_millis(25);
 /// Before a client that lost its server tries again.
 const AGAIN: Duration = Duration::from_millis(250);
 /// So that a silent peer ends a connection as quickly as its users would want; libpq's own parameters.
@@ -91,6 +91,13 @@ impl Ledger {
     /// Everything acknowledged since the last time.
     pub(crate) fn take(&self) -> Vec<Ack> {
         std::mem::take(&mut *self.0.acks.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// When the first of them returned that was written on a timeline after this one, through no node's own address.
+    pub(crate) fn first_after(&self, timeline: u32) -> Option<Instant> {
+        let acks = self.0.acks.lock().unwrap_or_else(PoisonError::into_inner);
+        let later = acks.iter().filter(|ack| ack.node.is_none() && ack.timeline > timeline);
+        later.map(|ack| ack.returned).min()
     }
 
     /// How many are not yet taken.

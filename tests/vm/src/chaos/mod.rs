@@ -1,27 +1,28 @@
-//! Faults by seed on a real cluster under real clients: one cluster for many seeds, each healed and judged before the next.
+//! Faults by seed on a real cluster under real clients: one cluster for many rounds, each healed and judged before the next.
 
+mod blank;
 pub(crate) mod clock;
+mod cluster;
 pub(crate) mod inject;
 pub(crate) mod judge;
 pub(crate) mod ledger;
 pub(crate) mod plan;
+mod report;
+mod rounds;
+mod volumes;
 pub(crate) mod watch;
 
-use std::collections::BTreeMap;
-use std::fs;
+use std::any::Any;
+use std::fmt;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde_json::Value;
+use cluster::{Cluster, Image, millis};
+use report::{Report, Told};
 
-use inject::{ADDRESSES, Injector, Knowledge, NODES, Undo};
-use judge::Judge;
-use ledger::Ledger;
-use plan::Step;
-use watch::Watch;
-
-use crate::{Lab, root};
+use crate::Lab;
 
 /// How nodes are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,68 +50,110 @@ impl Backend {
     }
 }
 
-/// How long the best protection may take when nothing is wrong any more.
-const PROTECTED: Duration = Duration::from_secs(240);
-const POLL: Duration = Duration::from_millis(250);
-/// Writes that a client must get through at the end of each seed.
-const WRITES: usize = 20;
-/// What an address that moved cannot do in less.
-const TENURE: Duration = Duration::from_secs(1);
-/// What a node says of a witness that was restored from an old copy: an operator must act.
-const OLD_WITNESS: &str = "the witness knows less than the nodes";
-
-/// One seed as it went.
-struct Told {
-    /// Class, how long, and whether there was something to do it to.
-    faults: Vec<(String, Duration, bool)>,
-    acknowledged: usize,
-    takeovers: u32,
-    /// From the end of the last fault; `None`: not within [`PROTECTED`].
-    protected: Option<Duration>,
-    /// The witness had to be given back what it knew.
-    restored: bool,
-    found: Vec<String>,
+/// What is declared before a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rounds {
+    /// The plan of each of these seeds.
+    Seeds(Range<u64>),
+    /// So often the primary loses power and comes back.
+    Failovers(u64),
+    /// So often it does so with a history of its own.
+    Rejoins(u64),
+    /// So often two blank nodes pair while processes are killed.
+    Pairings(u64),
 }
 
-/// Runs these seeds and prints each; true when nothing was found.
-pub fn run(seeds: Range<u64>, backend: Backend) -> bool {
-    println!("seeds {}..{} declared, {backend:?}", seeds.start, seeds.end);
-    let (mut classes, mut bad, mut acknowledged, mut takeovers) = (BTreeMap::new(), Vec::new(), 0, 0);
-    let mut rest = seeds.clone().peekable();
-    let mut steps = 0;
+impl Rounds {
+    fn range(&self) -> Range<u64> {
+        match self {
+            Rounds::Seeds(seeds) => seeds.clone(),
+            Rounds::Failovers(count) | Rounds::Rejoins(count) | Rounds::Pairings(count) => 0..*count,
+        }
+    }
+}
+
+impl fmt::Display for Rounds {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Rounds::Seeds(seeds) => write!(out, "seeds {}..{}", seeds.start, seeds.end),
+            Rounds::Failovers(count) => write!(out, "{count} failovers"),
+            Rounds::Rejoins(count) => write!(out, "{count} rejoins"),
+            Rounds::Pairings(count) => write!(out, "{count} pairings"),
+        }
+    }
+}
+
+/// No password or key in what the nodes tell: looked at after so many rounds, and at the end.
+const SECRETS_EVERY: usize = 25;
+/// A lab that does not come up is tried again so often.
+const UPS_MAX: u32 = 3;
+
+/// How a run is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Order {
+    /// What is declared.
+    pub rounds: Rounds,
+    /// How nodes are made.
+    pub backend: Backend,
+    /// The file that gets a line a round, and may have some.
+    pub report: Option<PathBuf>,
+    /// No round is begun after so long.
+    pub limit: Option<Duration>,
+}
+
+/// Runs what a report does not have yet, and prints each round and the figures of all; true when all of them were run and
+/// nothing was found. An error: the report cannot be used, or no lab comes up.
+pub fn run(order: &Order) -> Result<bool, String> {
+    let (Order { rounds, backend, .. }, begun) = (order, clock::now());
+    let backend = *backend;
+    let declared = format!("{rounds}, {backend:?}");
+    let mut report = Report::open(order.report.as_deref(), &declared)?;
+    let done = report.done();
+    println!("{declared} declared, {} of them run before", done.len());
+    let image = Image::build();
+    let in_time = |_: &u64| order.limit.is_none_or(|limit| clock::now() - begun < limit);
+    let mut rest = rounds.range().filter(|round| !done.contains(round)).take_while(in_time).peekable();
+    let mut failed = 0;
+    while let (Some(&next), Rounds::Pairings(_)) = (rest.peek(), rounds) {
+        add(&mut report, one(next, || blank::pairing(&image, next)))?;
+        rest.next();
+    }
     while rest.peek().is_some() {
-        let mut cluster = Cluster::up(backend);
-        for seed in rest.by_ref() {
-            let told = cluster.seed(seed, backend);
-            tell(seed, &told);
-            acknowledged += told.acknowledged;
-            takeovers += told.takeovers;
-            for (class, ..) in told.faults.iter().filter(|(.., done)| *done) {
-                *classes.entry(class.clone()).or_insert(0_u32) += 1;
+        let mut cluster = match caught(|| Cluster::up(&image, backend)) {
+            Ok(cluster) => cluster,
+            Err(why) if failed == UPS_MAX => return Err(format!("no lab comes up: {why}")),
+            Err(why) => {
+                println!("a lab did not come up: {why}");
+                failed += 1;
+                continue;
             }
-            if !told.found.is_empty() {
-                bad.push(seed);
-                println!("  kept in {}", cluster.keep(seed).display());
-                println!("  again: cargo xtask chaos --seeds {seed}..{}", seed + 1);
+        };
+        failed = 0;
+        let mut lived = 0;
+        while let Some(round) = rest.next() {
+            lived += 1;
+            let told = one(round, || {
+                let mut told = cluster.round(rounds, round, backend);
+                if lived % SECRETS_EVERY == 0 || rest.peek().is_none() {
+                    judge::secrets(&cluster.lab, &mut told.found);
+                }
+                told
+            });
+            let bad = !told.found.is_empty();
+            add(&mut report, told)?;
+            if bad {
+                keep(&cluster.lab, rounds, round, backend);
                 break;
             }
         }
-        steps += cluster.judge.steps();
-        let mut secrets = Vec::new();
-        judge::secrets(&cluster.lab, &cluster.password, &mut secrets);
-        secrets.iter().for_each(|line| println!("  {line}"));
-        if !secrets.is_empty() && bad.is_empty() {
-            bad.push(seeds.start);
-        }
+        // Whatever is left of a lab that failed: the next one is another.
+        let _ = caught(|| drop(cluster));
     }
-    println!("\nfault classes:");
-    classes.iter().for_each(|(class, count)| println!("  {count:4} {class}"));
-    println!(
-        "{} seeds, {acknowledged} acknowledged writes, {takeovers} take-overs, {steps} steps of the core played again, \
-         seeds with a violation: {bad:?}",
-        seeds.end - seeds.start
-    );
-    bad.is_empty()
+    Ok(report.end(&rounds.to_string(), rounds.range().end - rounds.range().start))
+}
+
+fn add(report: &mut Report, told: Told) -> Result<(), String> {
+    report.add(told).map_err(|error| format!("the report cannot be written: {error}"))
 }
 
 /// Asks within the lab's network who has the virtual address, until it is killed.
@@ -118,157 +161,37 @@ pub fn watch() -> std::io::Result<()> {
     watch::ask()
 }
 
-fn tell(seed: u64, told: &Told) {
-    let fault = |(class, hold, done): &(String, Duration, bool)| {
-        let text = format!("{class} {:.1} s", hold.as_secs_f64());
-        if *done { text } else { format!("({text})") }
+/// A round, whatever becomes of it.
+fn one(round: u64, work: impl FnOnce() -> Told) -> Told {
+    let begun = clock::now();
+    let broken = |why| Told { found: vec![format!("the run itself: {why}")], ..Told::default() };
+    let told = caught(work).unwrap_or_else(broken);
+    Told { round, ms: millis(clock::now() - begun), ..told }
+}
+
+/// What is needed to understand a round in which something was found.
+fn keep(lab: &Lab, rounds: &Rounds, round: u64, backend: Backend) {
+    let name = match rounds {
+        Rounds::Seeds(_) => {
+            println!("  plan: {:?}", plan::plan(round, backend == Backend::Container));
+            println!("  again: cargo xtask chaos --seeds {round}..{}", round + 1);
+            format!("seed-{round}")
+        }
+        Rounds::Failovers(_) => format!("failover-{round}"),
+        Rounds::Rejoins(_) => format!("rejoin-{round}"),
+        Rounds::Pairings(_) => blank::name(round),
     };
-    let faults: Vec<_> = told.faults.iter().map(fault).collect();
-    let protected = told.protected.map_or("never".to_owned(), |time| format!("{:.1} s", time.as_secs_f64()));
-    let restored = if told.restored { ", old witness put right" } else { "" };
-    let verdict = if told.found.is_empty() { "ok" } else { "VIOLATION" };
-    println!(
-        "seed {seed}: {} | {} acknowledged | {} take-overs | PROTECTED after {protected}{restored} | {verdict}",
-        faults.join(", "),
-        told.acknowledged,
-        told.takeovers
-    );
-    told.found.iter().for_each(|line| println!("  {line}"));
-}
-
-/// One cluster and all that is known of it. Fields are dropped in this order: clients end before their lab.
-struct Cluster {
-    ledger: Ledger,
-    watch: Watch,
-    judge: Judge,
-    holder: usize,
-    password: String,
-    lab: Lab,
-}
-
-impl Cluster {
-    fn up(backend: Backend) -> Self {
-        let lab = Lab::up_with(&root().join("images/lab.toml"), 2, backend.options());
-        lab.sql("create table ledger (id bigint primary key)");
-        let access = ledger::Access::of(&lab);
-        let hosts = [("10.77.0.100", None), (ADDRESSES[0], Some(NODES[0])), (ADDRESSES[1], Some(NODES[1]))];
-        let ledger = Ledger::start(&access, &hosts);
-        let watch = Watch::start(&lab);
-        Self { ledger, watch, judge: Judge::default(), holder: 0, password: access.password, lab }
-    }
-
-    fn seed(&mut self, seed: u64, backend: Backend) -> Told {
-        let before = self.judge.timeline();
-        let hands = Injector::new(&self.lab);
-        hands.save_witness(&Knowledge::Old);
-        let mut faults = Vec::new();
-        let mut open: Vec<Undo> = Vec::new();
-        for Step { gap, fault, hold, overlaps } in plan::plan(seed, backend == Backend::Container) {
-            clock::pause(gap * backend.pace());
-            self.holder = holder(&self.lab).unwrap_or(self.holder);
-            let begun = hands.begin(fault, self.holder);
-            faults.push((fault.class(), hold * backend.pace(), begun.is_some()));
-            open.extend(begun);
-            if !overlaps {
-                clock::pause(hold * backend.pace());
-                open.drain(..).for_each(|undo| undo(&hands));
-            }
-        }
-        hands.heal();
-        let (protected, restored) = wait_protected(&hands);
-        let mut found = Vec::new();
-        let acks = self.judged(protected.is_some(), &mut found);
-        let takeovers = self.judge.timeline().saturating_sub(before.max(1));
-        Told { faults, acknowledged: acks, takeovers, protected, restored, found }
-    }
-
-    /// What was written in this seed is judged; how much it was.
-    fn judged(&mut self, protected: bool, found: &mut Vec<String>) -> usize {
-        let waited = clock::now();
-        let so_far = self.ledger.count();
-        while protected && self.ledger.count() < so_far + WRITES && clock::now() - waited < PROTECTED {
-            clock::pause(POLL);
-        }
-        if !protected {
-            found.push(format!("O8: not PROTECTED {PROTECTED:?} after the last fault"));
-        } else if self.ledger.count() < so_far + WRITES {
-            found.push("O8: PROTECTED, and clients do not get through".to_owned());
-        }
-        let acks = self.ledger.take();
-        self.judge.writes(&acks, found);
-        found.extend(watch::overlap(&self.watch.take(), TENURE).map(|line| format!("O6: {line}")));
-        if protected {
-            self.judge.kept(&self.lab, found);
-            let epochs = NODES.map(|node| epoch(&status(&self.lab, node)));
-            let highest = epochs.into_iter().flatten().max().unwrap_or_default();
-            self.judge.epoch(highest, found);
-        }
-        self.judge.replay(&self.lab, found);
-        acks.len()
-    }
-
-    /// Logs of both nodes and the witness, kept.
-    fn keep(&self, seed: u64) -> PathBuf {
-        let target = crate::dyad().ancestors().nth(2).expect("dyad is in target/release").to_owned();
-        let kept = target.join("chaos").join(format!("seed-{seed}"));
-        let nodes = self.lab.state().join("nodes");
-        let wanted = ["serial.log", "/state/supervisor/", "/state/journal/"];
-        for path in judge::files(&nodes) {
-            let text = path.to_string_lossy();
-            if wanted.iter().any(|part| text.contains(part)) && !text.contains("credentials") {
-                let to = kept.join(path.strip_prefix(&nodes).expect("it was found there"));
-                fs::create_dir_all(to.parent().expect("it is below a directory"))
-                    .expect("a directory is made");
-                // Journals grow and are rotated meanwhile.
-                let _ = fs::copy(&path, &to);
-            }
-        }
-        for node in NODES {
-            let said = self.lab.run(&["ctl", node, "--", "logs", "-n", "5000"]);
-            fs::write(kept.join(format!("{node}.journal.txt")), said.stdout).expect("a log can be kept");
-            let said = status(&self.lab, node).map_or_else(String::new, |status| format!("{status:#}"));
-            fs::write(kept.join(format!("{node}.status.json")), said).expect("a status can be kept");
-        }
-        kept
+    match caught(|| cluster::keep(lab, &name)) {
+        Ok(kept) => println!("  kept in {}", kept.display()),
+        Err(why) => println!("  not kept: {why}"),
     }
 }
 
-/// What a node says of itself; `None`: it says nothing.
-pub(crate) fn status(lab: &Lab, node: &str) -> Option<Value> {
-    serde_json::from_slice(&lab.run(&["ctl", node, "--", "status"]).stdout).ok()
-}
-
-fn epoch(status: &Option<Value>) -> Option<u64> {
-    status.as_ref()?["resources"][0]["epoch"].as_u64()
-}
-
-/// The node that takes writes, by its own word.
-pub(crate) fn holder(lab: &Lab) -> Option<usize> {
-    let writes = |node: &str| {
-        let rows = status(lab, node)?["nodes"].as_array()?.clone();
-        rows.iter().find(|row| row["name"] == node && row["role"] == "primary" && row["up"] == true).map(drop)
+/// What came of it, or what it said when it panicked.
+fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    let words = |panic: Box<dyn Any + Send>| match panic.downcast::<String>() {
+        Ok(text) => *text,
+        Err(other) => other.downcast::<&str>().map_or_else(|_| "a panic".to_owned(), |text| text.to_string()),
     };
-    NODES.iter().position(|node| writes(node).is_some())
-}
-
-/// Waits until both nodes are protected and name one holder: how long that took, and whether the witness had to be helped.
-pub(crate) fn wait_protected(hands: &Injector<'_>) -> (Option<Duration>, bool) {
-    let (begun, mut restored) = (clock::now(), false);
-    while clock::now() - begun < PROTECTED {
-        let said = NODES.map(|node| status(hands.lab, node).unwrap_or_default());
-        let holders = said.each_ref().map(|one| one["resources"][0]["holder"].as_str());
-        let best = said.iter().all(|one| one["protection"] == "PROTECTED");
-        if let ([Some(one), Some(other)], true) = (holders, best)
-            && one == other
-        {
-            return (Some(clock::now() - begun), restored);
-        }
-        let old = said.iter().any(|one| one.to_string().contains(OLD_WITNESS));
-        if old && !restored {
-            hands.restore_witness(&Knowledge::Newest);
-            restored = true;
-        }
-        clock::pause(POLL);
-    }
-    (None, restored)
+    catch_unwind(AssertUnwindSafe(work)).map_err(words)
 }

@@ -30,6 +30,20 @@ pub(crate) enum Fault {
     Pause(Who),
     /// Both lose power; they return in this order, the second after a while.
     BothDown { first_back: Who },
+    /// The node stands still for a minute.
+    Stall(Who),
+    /// Somebody promotes the standby by hand, behind everybody's back.
+    HandPromote,
+    /// The data volume has no more room than this.
+    DiskFull(Who, Room),
+    /// The data volume stands still for most of the time.
+    DiskSlow(Who),
+    /// Nothing is written to the data volume any more, and nobody is told.
+    DiskHangs(Who),
+    /// Of what is sent to and by this node, every fifth frame is lost.
+    Lossy(Who),
+    /// Whatever is sent to this node waits in a queue before a thin line.
+    Late(Who),
     /// Nothing passes between the nodes.
     CutNodes,
     /// Nothing that this node sends reaches the other.
@@ -56,19 +70,78 @@ pub(crate) enum Fault {
     WitnessOldCopy,
     /// Every session of the clients is cancelled, again and again, while the nodes are cut from each other.
     CancelStorm,
-    /// Both lose power and so does the witness; the nodes return together.
-    AllDown,
+    /// Both lose power and so does the witness; they return in this order.
+    AllDown(Order),
+}
+
+/// How full a volume is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// 96 %: beyond where a primary stops to write.
+    Little,
+    /// 98 %: beyond where it hands over.
+    Less,
+    /// Not a block is free.
+    None,
+}
+
+impl Room {
+    /// How much of the volume is used, in percent.
+    pub(crate) fn percent(self) -> u64 {
+        match self {
+            Room::Little => 96,
+            Room::Less => 98,
+            Room::None => 100,
+        }
+    }
+}
+
+/// Who returns when after all were down: holder, standby, witness.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    HolderStandbyWitness,
+    HolderWitnessStandby,
+    StandbyHolderWitness,
+    StandbyWitnessHolder,
+    WitnessHolderStandby,
+    WitnessStandbyHolder,
+}
+
+impl Order {
+    const ALL: [Order; 6] = [
+        Order::HolderStandbyWitness,
+        Order::HolderWitnessStandby,
+        Order::StandbyHolderWitness,
+        Order::StandbyWitnessHolder,
+        Order::WitnessHolderStandby,
+        Order::WitnessStandbyHolder,
+    ];
+
+    /// The same of these three.
+    pub(crate) fn of<T: Copy>(self, holder: T, standby: T, witness: T) -> [T; 3] {
+        match self {
+            Order::HolderStandbyWitness => [holder, standby, witness],
+            Order::HolderWitnessStandby => [holder, witness, standby],
+            Order::StandbyHolderWitness => [standby, holder, witness],
+            Order::StandbyWitnessHolder => [standby, witness, holder],
+            Order::WitnessHolderStandby => [witness, holder, standby],
+            Order::WitnessStandbyHolder => [witness, standby, holder],
+        }
+    }
 }
 
 impl Fault {
     /// Its class, as it is counted.
     pub(crate) fn class(self) -> String {
         let text = format!("{self:?}");
-        text.split(['(', ' ']).next().unwrap_or_default().to_owned()
-            + &match self {
-                Fault::Ends(_, process) | Fault::Stops(_, process) => format!(" {process:?}"),
-                _ => String::new(),
-            }
+        let more = match self {
+            Fault::Ends(_, process) | Fault::Stops(_, process) => format!(" {process:?}"),
+            Fault::BothDown { first_back } => format!(" {first_back:?} first"),
+            Fault::AllDown(order) => format!(" {order:?}"),
+            Fault::DiskFull(who, _) | Fault::DiskSlow(who) | Fault::DiskHangs(who) => format!(" {who:?}"),
+            _ => String::new(),
+        };
+        text.split(['(', ' ']).next().unwrap_or_default().to_owned() + &more
     }
 }
 
@@ -83,7 +156,11 @@ pub(crate) struct Step {
 }
 
 /// Three crashes of PostgreSQL within five minutes wait for an operator, rightly: only every so many seeds have one.
-const CRASH_EVERY: u64 = 4;
+const CRASH_EVERY: u64 = 6;
+/// A node that stands still for a minute takes long: only every so many seeds have one, the others of [`STALL_AT`].
+const STALL_EVERY: u64 = 50;
+const STALL_AT: u64 = 7;
+const STALL: Duration = Duration::from_secs(60);
 
 /// SplitMix64: one seed, one plan.
 struct Random(u64);
@@ -113,7 +190,7 @@ pub(crate) fn plan(seed: u64, processes: bool) -> Vec<Step> {
     let count = 1 + random.next() % 3;
     let mut steps: Vec<Step> = (0..count)
         .map(|at| Step {
-            gap: random.ms(200, 2_500),
+            gap: random.ms(100, 1_500),
             fault: if crash && at == 0 { crashing(&mut random) } else { lasting(&mut random, processes) },
             hold: if random.next() % 8 == 0 { random.ms(6_000, 12_000) } else { random.ms(500, 6_000) },
             overlaps: false,
@@ -123,6 +200,10 @@ pub(crate) fn plan(seed: u64, processes: bool) -> Vec<Step> {
         // What is done to the same thing by two faults at once would be undone by the first of them.
         let apart = background(steps[at - 1].fault) != background(steps[at].fault);
         steps[at - 1].overlaps = apart && random.next() % 2 == 0;
+    }
+    if seed % STALL_EVERY == STALL_AT {
+        let fault = Fault::Stall(random.of(&[Who::Holder, Who::Standby]));
+        return vec![Step { gap: random.ms(100, 1_500), fault, hold: STALL, overlaps: false }];
     }
     steps
 }
@@ -140,10 +221,17 @@ fn background(fault: Fault) -> bool {
         | Fault::WitnessKill
         | Fault::WitnessPause
         | Fault::WitnessOldCopy
-        | Fault::AllDown => true,
+        | Fault::Lossy(_)
+        | Fault::Late(_) => true,
         Fault::Kill(_)
         | Fault::Pause(_)
         | Fault::BothDown { .. }
+        | Fault::AllDown(_)
+        | Fault::Stall(_)
+        | Fault::HandPromote
+        | Fault::DiskFull(..)
+        | Fault::DiskSlow(_)
+        | Fault::DiskHangs(_)
         | Fault::ClientLan(_)
         | Fault::Ends(..)
         | Fault::Stops(..) => false,
@@ -169,6 +257,16 @@ fn lasting(random: &mut Random, processes: bool) -> Fault {
         Fault::Ends(Who::Standby, Process::Postmaster),
         Fault::ClientLan(who),
     ];
+    let room = random.of(&[Room::Little, Room::Less, Room::None]);
+    let outside = [
+        Fault::DiskFull(who, room),
+        Fault::DiskFull(who, room),
+        Fault::DiskSlow(who),
+        Fault::DiskHangs(who),
+        Fault::Lossy(who),
+        Fault::Late(who),
+        Fault::HandPromote,
+    ];
     let plain = [
         Fault::Kill(Who::Holder),
         Fault::Kill(Who::Standby),
@@ -177,7 +275,8 @@ fn lasting(random: &mut Random, processes: bool) -> Fault {
         Fault::Pause(Who::Standby),
         Fault::BothDown { first_back: Who::Holder },
         Fault::BothDown { first_back: Who::Standby },
-        Fault::AllDown,
+        Fault::AllDown(random.of(&Order::ALL)),
+        Fault::AllDown(random.of(&Order::ALL)),
         Fault::CutNodes,
         Fault::CutOneWay(who),
         Fault::CutWitness(who),
@@ -189,7 +288,11 @@ fn lasting(random: &mut Random, processes: bool) -> Fault {
         Fault::WitnessOldCopy,
         Fault::CancelStorm,
     ];
-    if processes && random.next() % 3 == 0 { random.of(&signals) } else { random.of(&plain) }
+    match (processes, random.next() % 10) {
+        (true, 0..3) => random.of(&signals),
+        (true, 3..6) => random.of(&outside),
+        _ => random.of(&plain),
+    }
 }
 
 #[cfg(test)]
@@ -204,9 +307,9 @@ mod tests {
             (0..300).flat_map(|seed| plan(seed, processes)).map(|step| step.fault.class()).collect()
         };
         assert_eq!(plan(7, true), plan(7, true));
-        assert_eq!(classes(true).len(), 25, "{:?}", classes(true));
-        assert_eq!(classes(false).len(), 14, "{:?}", classes(false));
-        assert!(plan(4, true)[0].fault.class().contains(' '), "every fourth seed crashes PostgreSQL");
+        assert_eq!(classes(true).len(), 41, "{:?}", classes(true));
+        assert_eq!(classes(false).len(), 21, "{:?}", classes(false));
+        assert!(plan(6, true)[0].fault.class().contains(' '), "every sixth seed crashes PostgreSQL");
     }
 
     #[test]

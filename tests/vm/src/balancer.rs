@@ -1,0 +1,111 @@
+//! HAProxy in a lab's network, as Debian packages it, with a configuration made for Patroni.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use crate::Lab;
+
+/// From Patroni's own `haproxy.cfg`; the servers of a lab.
+const CONFIGURATION: &str = "\
+global
+    maxconn 100
+
+defaults
+    log global
+    mode tcp
+    retries 2
+    timeout client 30m
+    timeout connect 4s
+    timeout server 30m
+    timeout check 5s
+
+listen primary
+    bind *:5000
+    option httpchk OPTIONS /primary
+    http-check expect status 200
+    default-server inter 3s fall 3 rise 2 on-marked-down shutdown-sessions
+    server postgresql_a 10.77.0.11:5432 maxconn 100 check port 8008
+    server postgresql_b 10.77.0.12:5432 maxconn 100 check port 8008
+
+listen replicas
+    bind *:5001
+    option httpchk OPTIONS /replica
+    http-check expect status 200
+    default-server inter 3s fall 3 rise 2 on-marked-down shutdown-sessions
+    server postgresql_a 10.77.0.11:5432 maxconn 100 check port 8008
+    server postgresql_b 10.77.0.12:5432 maxconn 100 check port 8008
+";
+/// The lab's own address among the clients.
+const HOST: &str = "10.77.0.1";
+const NODES: [(&str, &str); 2] = [("10.77.0.11", "node-a"), ("10.77.0.12", "node-b")];
+
+/// HAProxy under way; ended when dropped, before its lab.
+pub struct Balancer {
+    child: Child,
+    password: String,
+}
+
+impl Balancer {
+    /// Unpacks HAProxy from its package, into the cache and without installing it, and starts it in front of both nodes.
+    #[allow(clippy::disallowed_methods, reason = "it goes on beside the test")]
+    pub fn start(lab: &Lab) -> Self {
+        let unpacked = crate::run(&["tools", "haproxy"], &[]);
+        let tools = crate::stdout("dyad tools haproxy", &unpacked).trim().to_owned();
+        let file = lab.state().join("haproxy.cfg");
+        fs::write(&file, CONFIGURATION).expect("a file can be written");
+        let at = |path: &str| Path::new(&tools).join(path);
+        let child = Command::new(crate::dyad())
+            .args(["lab", "--state"])
+            .arg(lab.state())
+            .args(["exec", "--"])
+            // With the libraries that were unpacked beside it.
+            .arg(at("lib64/ld-linux-x86-64.so.2"))
+            .arg("--library-path")
+            .arg(at("usr/lib/x86_64-linux-gnu"))
+            .arg(at("usr/sbin/haproxy"))
+            .args(["-db", "-f"])
+            .arg(&file)
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("dyad can be started");
+        let credentials = lab.ask("node-a", &["credentials"]);
+        let password = credentials["roles"][0]["password"].as_str().expect("the lab has a role").to_owned();
+        Self { child, password }
+    }
+
+    /// Whether the writers' port leads to this node, which takes writes, and the readers' port to that standby, or to
+    /// nobody. So does libpq when it is given both nodes and wants to write.
+    pub fn leads_to(&self, lab: &Lab, writer: &str, reader: Option<&str>) -> bool {
+        let primary = self.behind(lab, &format!("host={HOST} port=5000"));
+        assert!(primary.as_ref().is_none_or(|(_, standby)| !standby), "a standby behind the writers' port");
+        let replica = self.behind(lab, &format!("host={HOST} port=5001"));
+        assert!(replica.as_ref().is_none_or(|(_, standby)| *standby), "a primary behind the readers' port");
+        let both = "host=10.77.0.11,10.77.0.12 target_session_attrs=read-write";
+        let name = |found: &Option<(&'static str, bool)>| found.map(|(name, _)| name);
+        name(&primary) == Some(writer)
+            && name(&replica) == reader
+            && name(&self.behind(lab, both)) == Some(writer)
+    }
+
+    /// The node that answers, and whether it is a standby.
+    fn behind(&self, lab: &Lab, target: &str) -> Option<(&'static str, bool)> {
+        let target = format!("{target} dbname=lab user=lab connect_timeout=3");
+        let question = "select host(inet_server_addr()), pg_is_in_recovery()";
+        let state = lab.state().to_str().expect("test paths are UTF-8");
+        let words = ["lab", "--state", state, "exec", "--", "psql", "-w", "-XAtqc", question, "-d", &target];
+        let answer = crate::run(&words, &[("PGPASSWORD", &self.password)]);
+        let text = String::from_utf8_lossy(&answer.stdout).into_owned();
+        let (address, standby) = text.trim().split_once('|')?;
+        let (_, name) = NODES.into_iter().find(|(known, _)| *known == address)?;
+        Some((name, standby == "t"))
+    }
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        // It may have ended with its lab.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
