@@ -108,6 +108,19 @@ fn a_holder_whose_clients_are_cut_off_hands_over() {
         assert!(acknowledged.iter().all(|id| there.contains(id)));
         cluster.lan.machine(holder).cable(true);
         assert_eq!(cluster.wait_for(Protection::Protected), other, "nothing moves back");
+
+        // Somebody promotes the standby behind the cluster's back: it is stopped, rewound and follows again.
+        let standby = cluster.nodes[holder].init.postmaster();
+        assert_eq!(cluster.sql(holder, "select pg_promote()").as_deref(), Ok("t"));
+        cluster.wait("the end of what was promoted", || {
+            let now = cluster.nodes[holder].init.postmaster();
+            (now != 0 && now != standby).then_some(())
+        });
+        cluster.wait("a standby again", || {
+            (cluster.sql(holder, "select pg_is_in_recovery()").ok()? == "t").then_some(())
+        });
+        assert_eq!(cluster.wait_for(Protection::Protected), other);
+        cluster.wait("the same on both", || (ids(cluster, holder) == there).then_some(()));
         cluster.replay();
     });
 }

@@ -1,5 +1,6 @@
 //! HAProxy in a lab's network, as Debian packages it, with a configuration made for Patroni.
 
+use std::cell::Cell;
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -44,6 +45,8 @@ const NODES: [(&str, &str); 2] = [("10.77.0.11", "node-a"), ("10.77.0.12", "node
 pub struct Balancer {
     child: Child,
     password: String,
+    /// It has found its servers: until its first checks it takes them all for good.
+    knows: Cell<bool>,
 }
 
 impl Balancer {
@@ -71,21 +74,24 @@ impl Balancer {
             .expect("dyad can be started");
         let credentials = lab.ask("node-a", &["credentials"]);
         let password = credentials["roles"][0]["password"].as_str().expect("the lab has a role").to_owned();
-        Self { child, password }
+        Self { child, password, knows: Cell::new(false) }
     }
 
     /// Whether the writers' port leads to this node, which takes writes, and the readers' port to that standby, or to
     /// nobody. So does libpq when it is given both nodes and wants to write.
     pub fn leads_to(&self, lab: &Lab, writer: &str, reader: Option<&str>) -> bool {
-        let primary = self.behind(lab, &format!("host={HOST} port=5000"));
-        assert!(primary.as_ref().is_none_or(|(_, standby)| !standby), "a standby behind the writers' port");
-        let replica = self.behind(lab, &format!("host={HOST} port=5001"));
-        assert!(replica.as_ref().is_none_or(|(_, standby)| *standby), "a primary behind the readers' port");
-        let both = "host=10.77.0.11,10.77.0.12 target_session_attrs=read-write";
-        let name = |found: &Option<(&'static str, bool)>| found.map(|(name, _)| name);
-        name(&primary) == Some(writer)
-            && name(&replica) == reader
-            && name(&self.behind(lab, both)) == Some(writer)
+        // Connections go to its servers by turns: of two, one would meet a server that should not be there.
+        let twice = |port: u16| [0, 1].map(|_| self.behind(lab, &format!("host={HOST} port={port}")));
+        let (primary, replica) = (twice(5000), twice(5001));
+        let standby = primary.iter().flatten().any(|(_, standby)| *standby);
+        assert!(!(self.knows.get() && standby), "a standby behind the writers' port");
+        let both = self.behind(lab, "host=10.77.0.11,10.77.0.12 target_session_attrs=read-write");
+        let reader = reader.and_then(known).map(|name| (name, true));
+        let writer = known(writer).map(|name| (name, false));
+        let reads = replica == [reader; 2];
+        let writes = primary == [writer; 2] && both == writer;
+        self.knows.set(self.knows.get() || (reads && writes));
+        reads && writes
     }
 
     /// The node that answers, and whether it is a standby.
@@ -100,6 +106,10 @@ impl Balancer {
         let (_, name) = NODES.into_iter().find(|(known, _)| *known == address)?;
         Some((name, standby == "t"))
     }
+}
+
+fn known(name: &str) -> Option<&'static str> {
+    NODES.into_iter().map(|(_, node)| node).find(|node| *node == name)
 }
 
 impl Drop for Balancer {

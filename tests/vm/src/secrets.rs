@@ -12,6 +12,8 @@ const NODES: [&str; 2] = ["node-a", "node-b"];
 const SEED: std::ops::Range<usize> = 16..48;
 /// How a private key begins in PEM form, whatever its kind, up to its first line.
 const PEM: &[u8] = b"PRIVATE KEY-----\nM";
+/// Files of packages that have private keys which everybody knows: those of a library's own tests of itself.
+const KNOWN: &str = "/libgnutls.so.";
 /// Questions to a node, some of them refused: what it answers is read too.
 const QUESTIONS: [&[&str]; 6] = [
     &["status"],
@@ -106,7 +108,7 @@ impl Secrets {
         for path in files(&root) {
             let bytes = fs::read(&path).unwrap_or_default();
             let what = path.strip_prefix(&root).unwrap_or(&path).display().to_string();
-            if memchr::memmem::find(&bytes, PEM).is_some() {
+            if memchr::memmem::find(&bytes, PEM).is_some() && !what.contains(KNOWN) {
                 found.push(format!("{what} has a private key"));
             }
             found.extend(self.within(&what, &bytes));

@@ -25,6 +25,8 @@ const AGAIN: Duration = Duration::from_secs(2);
 const BLIND: Duration = Duration::from_secs(2);
 /// A standby that runs and does not receive for this long from a holder that answers has to be looked at.
 const STUCK: Duration = Duration::from_secs(10);
+/// A server that receives by its declaration and takes writes for this long was promoted by hand.
+const PROMOTED: Duration = Duration::from_millis(500);
 /// Between two looks at the volume.
 const ROOM: Duration = Duration::from_secs(1);
 
@@ -161,21 +163,27 @@ impl Links {
         let _ = self.events.send(Event::Link(self.pg.resource, link)).await;
     }
 
-    /// Its holder's history is not one that it can follow: only a comparison helps, and that needs it stopped.
+    /// Its holder's history is not one that it can follow, or somebody else has promoted it: only a comparison helps, and
+    /// that needs it stopped.
     async fn notice_stuck(&mut self, seen: &Seen) {
-        if !seen.standby || seen.up || !self.pg.server.receives() {
+        let as_told = seen.standby && seen.up;
+        if as_told || self.pg.busy() || !self.pg.server.receives() {
             self.idle_since = None;
             return;
         }
         let since = *self.idle_since.get_or_insert_with(Instant::now);
-        if since.elapsed() < STUCK {
+        if since.elapsed() < if seen.standby { STUCK } else { PROMOTED } {
             return;
         }
         self.idle_since = None;
-        if self.pg.server.holder().await.is_err() || !self.pg.server.receives() {
-            return;
+        if seen.standby {
+            if self.pg.server.holder().await.is_err() || !self.pg.server.receives() {
+                return;
+            }
+            tracing::warn!("this standby receives nothing although the other node's server answers");
+        } else {
+            tracing::error!("this standby was promoted by hand: it is stopped and follows again");
         }
-        tracing::warn!("this standby receives nothing although the other node's server answers");
         // The end is told by whoever watches for ends.
         if let Err(error) = self.pg.server.kill().await {
             tracing::warn!(%error, "stop the standby");

@@ -39,6 +39,11 @@ impl Postgres {
         self.end_expected.get()
     }
 
+    /// Whether something is being done to the server.
+    pub(crate) fn busy(&self) -> bool {
+        self.turn.try_lock().is_err()
+    }
+
     pub(crate) fn moves(&self) -> u64 {
         self.moved.get()
     }

@@ -129,6 +129,7 @@ impl Server {
     /// The same for one that runs already, as after a restart of the supervisor: clients stay in.
     pub(crate) async fn serve_on(&self, sync: bool) -> Result<(), PgError> {
         let session = self.connect().await?;
+        self.declare(|stance| stance.receive = None)?;
         if self.recovering(&session).await? {
             self.promote_now(&session).await?;
         }

@@ -1,5 +1,6 @@
 //! One cluster for many rounds, with its clients and all that is known of it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use tempfile::TempDir;
 
 use super::inject::{ADDRESSES, Injector, Knowledge, NODES};
 use super::judge::Judge;
-use super::ledger::{Access, Ledger};
+use super::ledger::{Access, Ack, Ledger};
 use super::report::Told;
 use super::volumes::Volumes;
 use super::watch::{self, Watch};
@@ -18,6 +19,8 @@ use crate::{Lab, secrets};
 
 /// How long the best protection may take when nothing is wrong any more.
 pub(crate) const PROTECTED: Duration = Duration::from_secs(240);
+/// When that has lasted so long, something may have been left off.
+const SWEEP: Duration = Duration::from_secs(10);
 pub(crate) const POLL: Duration = Duration::from_millis(100);
 /// Writes that a client must get through at the end of each round.
 const WRITES: usize = 20;
@@ -51,6 +54,8 @@ pub(crate) struct Cluster {
     pub(crate) judge: Judge,
     /// The last node that was known to take writes.
     pub(crate) holder: usize,
+    /// Servers that were promoted by hand: what they acknowledge to clients that asked for their node is nobody's promise.
+    forged: BTreeSet<String>,
     pub(crate) lab: Lab,
     pub(crate) volumes: Option<Volumes>,
 }
@@ -68,7 +73,16 @@ impl Cluster {
         let hosts = [("10.77.0.100", None), (ADDRESSES[0], Some(NODES[0])), (ADDRESSES[1], Some(NODES[1]))];
         let ledger = Ledger::start(&access, &hosts);
         let watch = Watch::start(&lab);
-        Self { ledger, access, watch, judge: Judge::default(), holder: 0, lab, volumes }
+        Self {
+            ledger,
+            access,
+            watch,
+            judge: Judge::default(),
+            holder: 0,
+            forged: BTreeSet::new(),
+            lab,
+            volumes,
+        }
     }
 
     pub(crate) fn hands(&self) -> Injector<'_> {
@@ -79,6 +93,13 @@ impl Cluster {
     pub(crate) fn find_holder(&mut self) -> usize {
         self.holder = holder(&self.lab).unwrap_or(self.holder);
         self.holder
+    }
+
+    /// The server of this node will be promoted by hand.
+    pub(crate) fn note_forged(&mut self, at: usize) {
+        let question = "select extract(epoch from pg_postmaster_start_time())";
+        let answer = self.lab.run(&["psql", "--node", NODES[at], "--", "-XAtqc", question]);
+        self.forged.insert(String::from_utf8_lossy(&answer.stdout).trim().to_owned());
     }
 
     /// Waits until a write on a timeline after this one was acknowledged through the virtual address; false: in vain.
@@ -106,13 +127,17 @@ impl Cluster {
         let (protected, restored) = wait_protected(&hands);
         told.protected_ms = protected.map(millis);
         told.restored = restored;
-        told.acknowledged = self.judged(protected.is_some(), &mut told.found);
+        let forged = |ack: &Ack| ack.node.is_some() && self.forged.contains(&ack.server);
+        let (given_up, acks): (Vec<_>, Vec<_>) =
+            self.written(protected.is_some(), &mut told.found).into_iter().partition(forged);
+        (told.given_up, told.acknowledged) = (given_up.len(), acks.len());
+        self.judged(&acks, protected.is_some(), &mut told.found);
         told.takeovers = self.judge.timeline().saturating_sub(before.0.max(1));
         told.steps = self.judge.steps() - before.1;
     }
 
-    /// What was written in this round is judged; how much it was.
-    fn judged(&mut self, protected: bool, found: &mut Vec<String>) -> usize {
+    /// What was written in this round, and some more if clients get through.
+    fn written(&self, protected: bool, found: &mut Vec<String>) -> Vec<Ack> {
         let waited = clock::now();
         let so_far = self.ledger.count();
         while protected && self.ledger.count() < so_far + WRITES && clock::now() - waited < PROTECTED {
@@ -123,8 +148,11 @@ impl Cluster {
         } else if self.ledger.count() < so_far + WRITES {
             found.push("O8: PROTECTED, and clients do not get through".to_owned());
         }
-        let acks = self.ledger.take();
-        self.judge.writes(&acks, found);
+        self.ledger.take()
+    }
+
+    fn judged(&mut self, acks: &[Ack], protected: bool, found: &mut Vec<String>) {
+        self.judge.writes(acks, found);
         found.extend(watch::overlap(&self.watch.take(), TENURE).map(|line| format!("O6: {line}")));
         if protected {
             self.judge.kept(&self.lab, found);
@@ -133,7 +161,6 @@ impl Cluster {
             self.judge.epoch(highest, found);
         }
         self.judge.replay(&self.lab, found);
-        acks.len()
     }
 }
 
@@ -151,7 +178,7 @@ pub(crate) fn keep(lab: &Lab, name: &str) -> PathBuf {
     }
     fs::create_dir_all(&kept).expect("a directory is made");
     for node in NODES {
-        let said = lab.run(&["ctl", node, "--", "logs", "-n", "5000"]);
+        let said = lab.run(&["ctl", node, "--", "logs", "-n", "1000"]);
         fs::write(kept.join(format!("{node}.journal.txt")), said.stdout).expect("a log can be kept");
         let said = status(lab, node).map_or_else(String::new, |status| format!("{status:#}"));
         fs::write(kept.join(format!("{node}.status.json")), said).expect("a status can be kept");
@@ -189,7 +216,7 @@ fn holder(lab: &Lab) -> Option<usize> {
 
 /// Waits until both nodes are protected and name one holder: how long that took, and whether the witness had to be helped.
 fn wait_protected(hands: &Injector<'_>) -> (Option<Duration>, bool) {
-    let (begun, mut restored) = (clock::now(), false);
+    let (begun, mut restored, mut swept) = (clock::now(), false, false);
     while clock::now() - begun < PROTECTED {
         let said = NODES.map(|node| status(hands.lab, node).unwrap_or_default());
         let holders = said.each_ref().map(|one| one["resources"][0]["holder"].as_str());
@@ -203,6 +230,10 @@ fn wait_protected(hands: &Injector<'_>) -> (Option<Duration>, bool) {
         if old && !restored {
             hands.restore_witness(&Knowledge::Newest);
             restored = true;
+        }
+        if !swept && clock::now() - begun > SWEEP {
+            hands.sweep();
+            swept = true;
         }
         clock::pause(POLL);
     }

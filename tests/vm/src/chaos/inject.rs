@@ -188,10 +188,10 @@ impl<'a> Injector<'a> {
     /// Frames are neither lost nor late any more.
     fn quiet(&self) {
         // Refused where nothing was: a node that is off, a table that is not there.
-        self.lab.run(&["exec", "--", "/usr/sbin/nft", "delete table bridge noise"]);
-        for port in NODES.iter().flat_map(|node| LINKS.map(|link| format!("{node}-{link}"))) {
-            self.lab.run(&["exec", "--", "/usr/sbin/tc", "qdisc", "del", "dev", &port, "root"]);
-        }
+        let ports = NODES.iter().flat_map(|node| LINKS.map(|link| format!("{node}-{link}")));
+        let script: String = ports.map(|port| format!("/usr/sbin/tc qdisc del dev {port} root; ")).collect();
+        let script = script + "/usr/sbin/nft delete table bridge noise";
+        self.lab.run(&["exec", "--", "/bin/sh", "-c", &script]);
     }
 
     /// `pg_ctl promote` by hand, in the node, as the user that the server runs as.
@@ -208,16 +208,20 @@ impl<'a> Injector<'a> {
         done.status.success().then(|| -> Undo { Box::new(|_| {}) })
     }
 
-    /// Whatever is still wrong is put right.
+    /// Nothing is cut and nothing stands still any more.
     pub(crate) fn heal(&self) {
         self.must(&["heal"]);
+        let groups = NODES.iter().flat_map(|node| self.processes(node));
+        send(&groups.map(|(pid, _)| pid).collect::<Vec<_>>(), Signal::CONT);
+    }
+
+    /// Whatever an undone fault may have left is put right.
+    pub(crate) fn sweep(&self) {
         self.quiet();
         for (volumes, node) in self.volumes.iter().flat_map(|volumes| NODES.map(|node| (volumes, node))) {
             volumes.thaw(node);
             volumes.free(node);
         }
-        let groups = NODES.iter().flat_map(|node| self.processes(node));
-        send(&groups.map(|(pid, _)| pid).collect::<Vec<_>>(), Signal::CONT);
         for member in [NODES[0], NODES[1], WITNESS] {
             // Refused for what runs, which is as it shall be.
             self.lab.run(&["resume", member]);
