@@ -86,7 +86,7 @@ impl Cluster {
     }
 
     pub(crate) fn hands(&self) -> Injector<'_> {
-        Injector::new(&self.lab, self.volumes.as_ref(), self.access.clone())
+        Injector::with(&self.lab, self.volumes.as_ref(), self.access.clone())
     }
 
     /// The node that takes writes, by its own word; the last one that did, if none says so.
@@ -206,7 +206,7 @@ fn epoch(status: &Option<Value>) -> Option<u64> {
 }
 
 /// The node that takes writes, by its own word.
-fn holder(lab: &Lab) -> Option<usize> {
+pub(crate) fn holder(lab: &Lab) -> Option<usize> {
     let writes = |node: &str| {
         let rows = status(lab, node)?["nodes"].as_array()?.clone();
         rows.iter().find(|row| row["name"] == node && row["role"] == "primary" && row["up"] == true).map(drop)
@@ -215,7 +215,7 @@ fn holder(lab: &Lab) -> Option<usize> {
 }
 
 /// Waits until both nodes are protected and name one holder: how long that took, and whether the witness had to be helped.
-fn wait_protected(hands: &Injector<'_>) -> (Option<Duration>, bool) {
+pub(crate) fn wait_protected(hands: &Injector<'_>) -> (Option<Duration>, bool) {
     let (begun, mut restored, mut swept) = (clock::now(), false, false);
     while clock::now() - begun < PROTECTED {
         let said = NODES.map(|node| status(hands.lab, node).unwrap_or_default());

@@ -70,7 +70,12 @@ pub(crate) struct Injector<'a> {
 }
 
 impl<'a> Injector<'a> {
-    pub(crate) fn new(lab: &'a Lab, volumes: Option<&'a Volumes>, access: Access) -> Self {
+    /// Of a lab whose volumes are nobody's.
+    pub(crate) fn new(lab: &'a Lab) -> Self {
+        Self::with(lab, None, Access::of(lab))
+    }
+
+    pub(crate) fn with(lab: &'a Lab, volumes: Option<&'a Volumes>, access: Access) -> Self {
         Injector { lab, access, volumes, group: processes::group(lab) }
     }
 

@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use cluster::{Cluster, Image, millis};
+pub(crate) use cluster::{holder, status, wait_protected};
 use report::{Report, Told};
 
 use crate::Lab;

@@ -6,8 +6,8 @@ use dyad_cluster::eventlog::{self, Entry};
 use dyad_cluster::phase::Phase;
 use dyad_cluster::{State, step};
 
-use crate::Lab;
 use crate::chaos::judge;
+use crate::{Lab, secrets};
 
 /// A step from one phase to another.
 #[derive(Debug, Clone, Copy)]
@@ -22,7 +22,7 @@ const FILES: usize = 3;
 
 /// What `node` did for the database since then, oldest first. The clock is the host's, to a millisecond.
 pub(crate) fn edges(lab: &Lab, node: &str, since_us: u64) -> Vec<Edge> {
-    let files = judge::files(&judge::state_of(lab, node).join("supervisor/events"));
+    let files = secrets::files(&judge::state_of(lab, node).join("supervisor/events"));
     let mut found = Vec::new();
     for file in &files[files.len().saturating_sub(FILES)..] {
         // The node may remove its oldest file at any time.
