@@ -54,9 +54,6 @@ fn lost_and_found(lab: &Lab, balancer: Option<&Balancer>) {
     };
     wait("every acknowledged row is there", PATIENCE, || counted(ROWS));
     write(lab, ROWS);
-    if let Some(balancer) = balancer {
-        wait("the balancer follows", PATIENCE, || balancer.leads_to(lab, kept, None));
-    }
 
     lab.ok(&["start", &lost]);
     wait("both are protected again", PATIENCE, || level(lab) == "PROTECTED");
