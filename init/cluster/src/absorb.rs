@@ -13,7 +13,7 @@ impl State {
         match event {
             Event::Completed(id, outcome) => self.completed(now, id, outcome, out),
             Event::Fired(timer) => self.fired(now, timer, out),
-            Event::FromArbiter(message) => self.hear_arbiter(now, &message, out),
+            Event::FromArbiter(asked, message) => self.hear_arbiter(now, asked, &message, out),
             Event::FromPeer(message) => self.hear_peer(now, message, out),
             Event::Link(r, link) if self.seats.contains_key(&r) => {
                 self.seat_mut(r).link = Observed::Known(link)

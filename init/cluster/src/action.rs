@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk::{MarkerFile, Mirror};
 use crate::message::{ToArbiter, ToPeer};
-use crate::types::{Epoch, Generation, Pact, RequestId, ResourceId, SystemId, Tick, Timeline};
+use crate::types::{Epoch, Generation, Greeting, Pact, RequestId, ResourceId, SystemId, Tick, Timeline};
 
 /// A virtual machine, by its place in the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -24,7 +24,7 @@ pub enum Action {
     /// Put this beside it, durably.
     WriteMarker(MarkerFile),
     /// Send; no completion.
-    ToArbiter(ToArbiter),
+    ToArbiter(Greeting, ToArbiter),
     /// Send; no completion.
     ToPeer(ToPeer),
     /// Hand PID 1 the tick past which it fences by itself; no completion.
@@ -128,7 +128,7 @@ impl Action {
         match self {
             Action::WriteMirror(_) => Kind::WriteMirror,
             Action::WriteMarker(_) => Kind::WriteMarker,
-            Action::ToArbiter(_) => Kind::ToArbiter,
+            Action::ToArbiter(..) => Kind::ToArbiter,
             Action::ToPeer(_) => Kind::ToPeer,
             Action::Deadman(_) => Kind::Deadman,
             Action::OpenGate { .. } => Kind::OpenGate,
@@ -166,7 +166,7 @@ impl Action {
     /// How long it may take, in milliseconds.
     pub(crate) fn limit_ms(&self) -> u64 {
         match self {
-            Action::ToArbiter(_)
+            Action::ToArbiter(..)
             | Action::ToPeer(_)
             | Action::Deadman(_)
             | Action::OpenGate { .. }

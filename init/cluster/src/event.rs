@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::action::{ActionId, Outcome, VmId};
 use crate::message::{FromArbiter, ToPeer};
-use crate::types::ResourceId;
+use crate::types::{Greeting, ResourceId};
 
 /// Clocks that the core sets: the driver sends [`Event::Fired`] when one in [`crate::State::timers`] is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -97,8 +97,8 @@ pub enum Event {
     Completed(ActionId, Outcome),
     /// A timer is due.
     Fired(Timer),
-    /// From the arbiter.
-    FromArbiter(FromArbiter),
+    /// From the arbiter, with the greeting that its question was asked under.
+    FromArbiter(Greeting, FromArbiter),
     /// From the peer.
     FromPeer(ToPeer),
     /// The replication link changed.

@@ -8,8 +8,8 @@ use crate::message::{Answer, Cas, FromArbiter, Refusal, Registers, ToArbiter, Ve
 use crate::mutation::Mutation;
 use crate::phase::Phase;
 use crate::register::{self, Change, Mode, Reason, Register};
-use crate::state::{ARBITER_GONE_MS, LEFT_MAX, RETRY_MS, State, Voting};
-use crate::types::{Epoch, Generation, Incarnation, Observed, RequestId, ResourceId, Tick};
+use crate::state::{ARBITER_GONE_MS, RETRY_MS, State, Voting};
+use crate::types::{Epoch, Generation, Greeting, Incarnation, Observed, RequestId, ResourceId, Tick};
 
 /// Without an arbiter, a change that was made after the other node was switched off goes this far ahead of the epoch that it
 /// knows: whatever the other node did by itself in the meantime (resume after a restart) comes before it.
@@ -21,13 +21,24 @@ const WORD: u64 = 1 << 40;
 const RESEND_MS: u64 = 500;
 
 impl State {
-    pub(crate) fn hear_arbiter(&mut self, now: Tick, message: &FromArbiter, out: &mut Actions) {
+    /// `asked`: how often the arbiter had been greeted when this was asked. What was asked before the last greeting says
+    /// nothing about who is the arbiter now.
+    pub(crate) fn hear_arbiter(
+        &mut self,
+        now: Tick,
+        asked: Greeting,
+        message: &FromArbiter,
+        out: &mut Actions,
+    ) {
         if message.boot != self.boot || self.config.voting != Voting::Arbiter {
             return;
         }
         let gullible = self.broken(Mutation::IncarnationIgnored);
         let established = self.arbiter.session == Some(message.incarnation) || gullible;
         match &message.answer {
+            Answer::Refused(Refusal::Incarnation | Refusal::Session) if asked != self.arbiter.greetings => {
+                return;
+            }
             Answer::Refused(Refusal::Incarnation | Refusal::Session) => {
                 return self.greet(now, message.incarnation, out);
             }
@@ -80,16 +91,12 @@ impl State {
         }
     }
 
-    /// The arbiter runs as this incarnation; one that was left behind never comes back (rule 9).
+    /// The arbiter runs as this incarnation. It answered what was asked after the one greeted before had answered, so it is
+    /// the later one: nobody comes back (rule 9).
     fn greet(&mut self, now: Tick, incarnation: Incarnation, out: &mut Actions) {
         let arbiter = &mut self.arbiter;
-        if arbiter.left.contains(&incarnation) {
-            return;
-        }
-        if let Some(old) = arbiter.greeting.replace(incarnation).filter(|old| *old != incarnation) {
-            arbiter.left.truncate(LEFT_MAX - 1);
-            arbiter.left.insert(0, old);
-        }
+        arbiter.greetings.0 += 1;
+        arbiter.greeting = Some(incarnation);
         arbiter.session = None;
         arbiter.heard_both = false;
         self.hello(now, out);
@@ -101,7 +108,7 @@ impl State {
             incarnation: self.arbiter.greeting,
             mirror: self.mirror_readable.then(|| self.registers()),
         };
-        self.tell(now, out, Action::ToArbiter(hello), vec![]);
+        self.tell(now, out, Action::ToArbiter(self.arbiter.greetings, hello), vec![]);
     }
 
     pub(crate) fn registers(&self) -> Registers {
@@ -289,7 +296,12 @@ impl State {
         self.arm(Timer::Resend, now.plus(RESEND_MS));
         let items = intent.items.iter().map(|(cas, _)| *cas).collect();
         let batch = ToArbiter::Batch { boot: self.boot, incarnation, request: intent.request, items };
-        self.tell(now, out, Action::ToArbiter(batch), vec![Need::IntentDurable(intent.request)]);
+        self.tell(
+            now,
+            out,
+            Action::ToArbiter(self.arbiter.greetings, batch),
+            vec![Need::IntentDurable(intent.request)],
+        );
         false
     }
 

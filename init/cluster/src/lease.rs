@@ -51,7 +51,7 @@ impl State {
             match self.arbiter.session {
                 Some(incarnation) => {
                     let renew = ToArbiter::Renew { boot: self.boot, incarnation, sequence: now.0 };
-                    self.tell(now, out, Action::ToArbiter(renew), vec![]);
+                    self.tell(now, out, Action::ToArbiter(self.arbiter.greetings, renew), vec![]);
                 }
                 None => self.hello(now, out),
             }

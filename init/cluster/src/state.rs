@@ -12,10 +12,10 @@ use crate::mutation::{Mutation, Mutations};
 use crate::phase::{Phase, legal};
 use crate::placement::Vm;
 use crate::register::{Mode, Register};
-use crate::types::{BootId, Epoch, Generation, Incarnation, Node, Observed, Pact, ResourceId, Tick};
+use crate::types::{
+    BootId, Epoch, Generation, Greeting, Incarnation, Node, Observed, Pact, ResourceId, Tick,
+};
 
-/// Most incarnations of the arbiter remembered as left behind within one boot.
-pub(crate) const LEFT_MAX: usize = 64;
 /// A failed action is tried again after this long.
 pub(crate) const RETRY_MS: u64 = 500;
 /// With arbiter and answers missing for this long, the pair goes on without (rule 10).
@@ -137,7 +137,7 @@ pub(crate) struct Seat {
 pub(crate) struct ArbiterView {
     pub(crate) session: Option<Incarnation>,
     pub(crate) greeting: Option<Incarnation>,
-    pub(crate) left: Vec<Incarnation>,
+    pub(crate) greetings: Greeting,
     pub(crate) heard_both: bool,
     pub(crate) silent: bool,
     pub(crate) gone: bool,

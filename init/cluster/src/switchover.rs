@@ -49,7 +49,7 @@ impl State {
         let epoch = self.seat(r).epoch;
         if let Some(incarnation) = self.arbiter.session {
             let release = ToArbiter::Release { boot: self.boot, incarnation, resource: r, epoch };
-            self.tell(now, out, Action::ToArbiter(release), vec![]);
+            self.tell(now, out, Action::ToArbiter(self.arbiter.greetings, release), vec![]);
         }
         self.send_peer(now, out, ToPeer::HandOver { resource: r, epoch });
     }

@@ -93,6 +93,11 @@ pub struct BootId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Incarnation(pub u64);
 
+/// How often this boot of a node has greeted an arbiter as one that it did not know; belongs to each question, and comes back
+/// with its answer from whatever carries the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct Greeting(pub u32);
+
 /// Id of a request to the arbiter; rises within a node, also across its boots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct RequestId(pub u64);

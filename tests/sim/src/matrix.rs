@@ -131,7 +131,8 @@ impl Matrix {
             let entered = near.iter().map(|way| (way, true)).collect::<Vec<_>>();
             // In turns: what is laid over a history moves its later moments, and a rare meeting may have to be made anew.
             let turns = (0..tries).map(|number| {
-                let list = if number % 2 == 0 && !taken.is_empty() { &taken } else { &entered };
+                let known = !taken.is_empty() && (number % 2 == 0 || cell.1 == "none");
+                let list = if known { &taken } else { &entered };
                 list.get((number / 2) as usize % list.len().max(1)).map(|way| (number, *way))
             });
             for (number, (way, pushed)) in turns.flatten() {

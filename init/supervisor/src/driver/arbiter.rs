@@ -14,7 +14,7 @@ use dyad_channel::witness::{Call, Enroll, FRAME_BYTES_MAX, Reply, Statement};
 use dyad_channel::{Identity, PublicKey};
 use dyad_cluster::event::Event;
 use dyad_cluster::message::ToArbiter;
-use dyad_cluster::types::ClusterId;
+use dyad_cluster::types::{ClusterId, Greeting};
 use tokio::sync::mpsc;
 use tokio::task::spawn_local;
 use tokio::time::sleep;
@@ -54,7 +54,7 @@ impl Witness {
     }
 
     /// Asks, and tells the loop what is answered.
-    pub(crate) fn ask(self: &Rc<Self>, message: ToArbiter) {
+    pub(crate) fn ask(self: &Rc<Self>, greeting: Greeting, message: ToArbiter) {
         let witness = Rc::clone(self);
         spawn_local(async move {
             let answer = witness.link.ask(message).await;
@@ -65,7 +65,7 @@ impl Witness {
                         tracing::info!("the witness answers");
                     }
                     // The loop is gone only when the supervisor ends.
-                    let _ = witness.events.send(Event::FromArbiter(answer)).await;
+                    let _ = witness.events.send(Event::FromArbiter(greeting, answer)).await;
                 }
                 Err(unknown) if before != Some(false) => {
                     tracing::warn!(%unknown, "the witness does not answer")

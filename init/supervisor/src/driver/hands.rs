@@ -45,8 +45,8 @@ impl Hands for Rc<Node> {
     fn tell(&self, issued: Issued, flushed: Flushed) {
         match issued.action {
             Action::ToPeer(message) => self.peer.say(message),
-            Action::ToArbiter(_) if issued.needs.is_empty() => self.ask(issued),
-            Action::ToArbiter(_) => {
+            Action::ToArbiter(..) if issued.needs.is_empty() => self.ask(issued),
+            Action::ToArbiter(..) => {
                 let node = Rc::clone(self);
                 spawn_local(async move {
                     flushed.wait().await;
@@ -89,8 +89,8 @@ impl Node {
     }
 
     fn ask(&self, issued: Issued) {
-        if let (Action::ToArbiter(message), Some(witness)) = (issued.action, &self.witness) {
-            witness.ask(message);
+        if let (Action::ToArbiter(greeting, message), Some(witness)) = (issued.action, &self.witness) {
+            witness.ask(greeting, message);
         }
     }
 

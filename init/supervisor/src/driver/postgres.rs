@@ -128,7 +128,7 @@ impl Postgres {
             // Of the node, told instead of asked, of volumes, or handled above: never sent here.
             Action::WriteMirror(_)
             | Action::WriteMarker(_)
-            | Action::ToArbiter(_)
+            | Action::ToArbiter(..)
             | Action::ToPeer(_)
             | Action::Deadman(_)
             | Action::OpenGate { .. }

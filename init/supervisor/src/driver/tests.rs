@@ -46,10 +46,10 @@ impl Hands for Rc<Pen> {
     }
 
     fn tell(&self, issued: Issued, _: Flushed) {
-        if let Action::ToArbiter(message) = issued.action {
+        if let Action::ToArbiter(greeting, message) = issued.action {
             let envelope = Authenticated { from: Node::A, message };
             let answer = self.arbiter.borrow_mut().handle(clock::tick(), &envelope);
-            self.events.try_send(Event::FromArbiter(answer)).unwrap();
+            self.events.try_send(Event::FromArbiter(greeting, answer)).unwrap();
         }
     }
 }

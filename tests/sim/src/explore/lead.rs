@@ -81,7 +81,7 @@ pub(crate) fn lead(world: &mut World, step: Lead) -> bool {
         }
         Lead::Only(node, phase) => return until(world, node, phase, |m| m.of(node)),
         Lead::Unasked(node, phase) => {
-            let asks = |m: &Move| matches!(m, Move::Deliver(l) if matches!(**l, Letter::Ask(_, ToArbiter::Batch { .. })));
+            let asks = |m: &Move| matches!(m, Move::Deliver(l) if matches!(**l, Letter::Ask(_, _, ToArbiter::Batch { .. })));
             return until(world, node, phase, |m| m.of(node) && !asks(m));
         }
         Lead::Settle => return settle(world, &|_: &World, _: &Move| true),
@@ -104,7 +104,7 @@ pub(crate) fn lead(world: &mut World, step: Lead) -> bool {
         Lead::StaleHello(node) => {
             let now = Incarnation(world.incarnation);
             let stale = |letter: &&Shared<Letter>| {
-                matches!(&***letter, Letter::Ask(from, ToArbiter::Hello { incarnation: Some(meant), .. })
+                matches!(&***letter, Letter::Ask(from, _, ToArbiter::Hello { incarnation: Some(meant), .. })
                     if *from == node && *meant != now)
             };
             let Some(letter) = world.letters.iter().find(stale).cloned() else { return false };

@@ -86,7 +86,7 @@ impl Move {
         match self {
             Move::Finish(n, _) | Move::Renew(n) => *n == node,
             Move::Deliver(letter) => match &**letter {
-                Letter::Ask(n, _) | Letter::Tell(n, _) => *n == node,
+                Letter::Ask(n, ..) | Letter::Tell(n, ..) => *n == node,
                 Letter::Peer(..) => false,
             },
             _ => false,
@@ -457,8 +457,10 @@ fn complete(world: &mut World, node: Node, id: ActionId, outcome: Outcome) {
 
 fn deliver(world: &mut World, letter: &Letter) -> bool {
     match letter {
-        Letter::Ask(from, message) => world.ask(*from, message.clone()),
-        Letter::Tell(to, message) => world.tell(*to, Event::FromArbiter(message.clone())),
+        Letter::Ask(from, greeting, message) => world.ask(*from, *greeting, message.clone()),
+        Letter::Tell(to, greeting, message) => {
+            world.tell(*to, Event::FromArbiter(*greeting, message.clone()));
+        }
         Letter::Peer(to, message) => {
             if world.machines[to.index()].state.is_none() {
                 return false;

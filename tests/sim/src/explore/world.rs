@@ -12,7 +12,7 @@ use dyad_cluster::mutation::Mutation;
 use dyad_cluster::phase::Phase;
 use dyad_cluster::register::{Mode, Reason, Register};
 use dyad_cluster::types::{
-    BootId, Epoch, Generation, Incarnation, Node, ResourceId, SystemId, Tick, Timeline,
+    BootId, Epoch, Generation, Greeting, Incarnation, Node, ResourceId, SystemId, Tick, Timeline,
 };
 use dyad_cluster::{Config, Found, Mutations, Running, State, Voting, step};
 
@@ -57,9 +57,9 @@ pub struct Bounds {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Letter {
     /// To the arbiter.
-    Ask(Node, ToArbiter),
+    Ask(Node, Greeting, ToArbiter),
     /// From it.
-    Tell(Node, FromArbiter),
+    Tell(Node, Greeting, FromArbiter),
     /// To a node from the other.
     Peer(Node, ToPeer),
 }
@@ -90,6 +90,8 @@ pub(crate) struct Machine {
     pub(crate) service: Service,
     pub(crate) pending: BTreeMap<ActionId, Issued>,
     pub(crate) link: Option<Link>,
+    /// What its questions are asked under now.
+    pub(crate) greeting: Greeting,
 }
 
 /// Everything.
@@ -138,6 +140,7 @@ impl World {
                 service: Service::Stopped,
                 pending: BTreeMap::new(),
                 link: None,
+                greeting: Greeting(0),
             })
         };
         let durable = Durable { registers: BTreeMap::from([(R, founded)]), ..Durable::default() };
@@ -206,7 +209,7 @@ impl World {
         machine.pending.clear();
         machine.link = None;
         // Answers to a boot that is over are dropped by the node; dropping them here keeps equal worlds equal.
-        self.letters.change().retain(|letter| !matches!(**letter, Letter::Tell(to, _) if to == node));
+        self.letters.change().retain(|letter| !matches!(**letter, Letter::Tell(to, ..) if to == node));
     }
 
     /// One event to a node, and everything that follows at once and can interleave with nothing.
@@ -260,9 +263,11 @@ impl World {
             Action::ToPeer(message @ ToPeer::Mirror(_)) if self.voting != Voting::Arbiter => {
                 self.post(Letter::Peer(node.peer(), message));
             }
-            Action::ToArbiter(ToArbiter::Renew { .. }) => {}
-            Action::ToArbiter(message) => {
-                self.post(Letter::Ask(node, message));
+            Action::ToArbiter(greeting, message) => {
+                self.machines[node.index()].change().greeting = greeting;
+                if !matches!(message, ToArbiter::Renew { .. }) {
+                    self.post(Letter::Ask(node, greeting, message));
+                }
             }
             Action::ToPeer(
                 ToPeer::Mirror(_)
@@ -290,12 +295,12 @@ impl World {
     }
 
     /// The real arbiter handles a message; the answer is under way.
-    pub(crate) fn ask(&mut self, from: Node, message: ToArbiter) {
+    pub(crate) fn ask(&mut self, from: Node, greeting: Greeting, message: ToArbiter) {
         let answer = self.arbiter.change().handle(NOW, &Authenticated { from, message });
         let machine = &self.machines[from.index()];
         let alive = machine.state.is_some() && answer.boot.count == machine.boot;
         if alive {
-            self.post(Letter::Tell(from, answer));
+            self.post(Letter::Tell(from, greeting, answer));
         }
     }
 
@@ -309,10 +314,11 @@ impl World {
         };
         let answer = self.arbiter.change().handle(NOW, &Authenticated { from: node, message });
         let renewed = matches!(answer.answer, Answer::Renewed { .. });
+        let greeting = self.machines[node.index()].greeting;
         if renewed {
-            self.tell(node, Event::FromArbiter(answer));
+            self.tell(node, Event::FromArbiter(greeting, answer));
         } else {
-            self.post(Letter::Tell(node, answer));
+            self.post(Letter::Tell(node, greeting, answer));
         }
         renewed
     }
@@ -434,7 +440,7 @@ impl World {
                 machine.service = Service::Serving { armed: false, published: false, admitted: true }
             }
             Action::FencePeer => self.crash(peer),
-            Action::ToArbiter(_)
+            Action::ToArbiter(..)
             | Action::ToPeer(_)
             | Action::Deadman(_)
             | Action::OpenGate { .. }

@@ -13,7 +13,7 @@ use dyad_cluster::phase::Phase;
 use dyad_cluster::placement::Vm;
 use dyad_cluster::register::{Mode, Reason, Register};
 use dyad_cluster::report::{Price, Protection};
-use dyad_cluster::types::{Epoch, Incarnation, Node, ResourceId, Tick};
+use dyad_cluster::types::{Epoch, Greeting, Incarnation, Node, ResourceId, Tick};
 use dyad_cluster::{Config, Mutations, Voting, step};
 
 use super::faults::{Fault, Wire};
@@ -37,7 +37,7 @@ pub(crate) enum Happening {
     /// A message or completion reaches a node, in this run of its supervisor.
     Event(Node, u64, Event),
     /// A message reaches the arbiter.
-    Ask(Node, ToArbiter),
+    Ask(Node, Greeting, ToArbiter),
     /// An action ends; the number is the database's count of kills when it began.
     Finish(Node, u64, Issued, u64),
     Look,
@@ -221,7 +221,7 @@ impl Cluster {
         match *what {
             Happening::Wake(node, run) => self.wake(node, run),
             Happening::Event(node, run, event) => self.event(node, run, event),
-            Happening::Ask(node, message) => self.ask(node, message),
+            Happening::Ask(node, greeting, message) => self.ask(node, greeting, message),
             Happening::Finish(node, run, issued, kills) => match self.deaf(node) {
                 Some(later) => self.put(later, Happening::Finish(node, run, issued, kills)),
                 None => self.finish(node, run, issued, kills),
@@ -365,7 +365,7 @@ impl Cluster {
         self.told[node.index()] = lines.into_iter().map(|(protection, _)| protection).collect();
     }
 
-    fn ask(&mut self, from: Node, message: ToArbiter) {
+    fn ask(&mut self, from: Node, greeting: Greeting, message: ToArbiter) {
         let Some(arbiter) = &mut self.arbiter else { return };
         let answer = arbiter.handle(Tick(self.now), &Authenticated { from, message });
         let run = self.machines[from.index()].run;
@@ -380,7 +380,8 @@ impl Cluster {
             self.arbiter_disk = fresh;
             self.complain(complaint);
         }
-        self.send(Wire::FromWitness(from), Happening::Event(from, run, Event::FromArbiter(answer)));
+        let heard = Event::FromArbiter(greeting, answer);
+        self.send(Wire::FromWitness(from), Happening::Event(from, run, heard));
     }
 
     /// A register changed, at the arbiter or (without one) on a node.

@@ -20,8 +20,8 @@ impl Cluster {
     pub(crate) fn begin(&mut self, node: Node, run: u64, issued: Issued) {
         let clock = self.machines[node.index()].clock;
         match issued.action {
-            Action::ToArbiter(message) => {
-                return self.send(Wire::ToWitness(node), Happening::Ask(node, message));
+            Action::ToArbiter(greeting, message) => {
+                return self.send(Wire::ToWitness(node), Happening::Ask(node, greeting, message));
             }
             Action::ToPeer(message) => {
                 let peer = node.peer();
@@ -371,7 +371,7 @@ fn duration_ms(action: &Action) -> (u64, u64) {
         Action::Promote => (120, 400),
         Action::FencePeer => (1_000, 4_000),
         Action::Canary | Action::StartVm(_) => (5, 20),
-        Action::ToArbiter(_)
+        Action::ToArbiter(..)
         | Action::ToPeer(_)
         | Action::Deadman(_)
         | Action::OpenGate { .. }
