@@ -48,6 +48,7 @@ pub(crate) fn copy(path: &Path) -> io::Result<OwnedFd> {
 
 /// Executes the copy of this program in its place. Comes back only when that failed, and nothing was changed.
 pub(crate) fn enter() -> io::Error {
+    // From the auxiliary vector, by the C library: in a container there is no /proc yet.
     let path = rustix::param::linux_execfn().to_string_lossy().into_owned();
     let copy = match copy(Path::new(&path)) {
         Ok(copy) => copy,
