@@ -4,10 +4,11 @@
 //! closes the gate and ends the services of a node that lost its disk must not read that disk first. The copy is a memfd,
 //! sealed; without swap its pages never leave memory, so the process may let go of all that it does not need just now.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::fcntl::AtFlags;
@@ -49,14 +50,17 @@ pub(crate) fn copy(path: &Path) -> io::Result<OwnedFd> {
 /// Executes the copy of this program in its place. Comes back only when that failed, and nothing was changed.
 pub(crate) fn enter() -> io::Error {
     // From the auxiliary vector, by the C library: in a container there is no /proc yet.
-    let path = rustix::param::linux_execfn().to_string_lossy().into_owned();
-    let copy = match copy(Path::new(&path)) {
+    let path = Path::new(OsStr::from_bytes(rustix::param::linux_execfn().to_bytes()));
+    let copy = match copy(path) {
         Ok(copy) => copy,
-        Err(error) => return io::Error::new(error.kind(), format!("{path}: {error}")),
+        Err(error) => return io::Error::new(error.kind(), format!("{}: {error}", path.display())),
     };
     let argv = ["init", ENTERED].map(|word| CString::new(word).unwrap_or_default());
-    let environment: Vec<CString> =
-        std::env::vars().filter_map(|(name, value)| CString::new(format!("{name}={value}")).ok()).collect();
+    // Whatever was handed over, text or not: nothing here may end PID 1.
+    let word = |(name, value): (OsString, OsString)| {
+        CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).ok()
+    };
+    let environment: Vec<CString> = std::env::vars_os().filter_map(word).collect();
     let Err(error) = nix::unistd::execveat(copy, c"", &argv, &environment, AtFlags::AT_EMPTY_PATH);
     error.into()
 }
