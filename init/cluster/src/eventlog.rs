@@ -122,6 +122,25 @@ pub fn decode(log: &[u8]) -> Result<Vec<Entry>, LogError> {
     Ok(entries)
 }
 
+/// Plays a log again and shows the state after each step, with the step's tick. Steps of which no beginning is known are
+/// passed over.
+pub fn walk(entries: &[Entry], mut show: impl FnMut(&State, Tick)) {
+    let mut state: Option<State> = None;
+    for entry in entries {
+        match entry {
+            Entry::Start { config, boot, at, found } => {
+                state = Some(State::new(config.clone(), *boot, *at, found.clone()));
+            }
+            Entry::Snapshot(known) => state = Some((**known).clone()),
+            Entry::Step { at, event, .. } => {
+                let Some(state) = &mut state else { continue };
+                step(state, *at, event.clone());
+                show(state, *at);
+            }
+        }
+    }
+}
+
 /// Plays a log again. Ok: so many steps, each answered as it was then.
 pub fn replay(entries: &[Entry]) -> Result<usize, LogError> {
     let mut state = None;

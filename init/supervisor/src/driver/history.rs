@@ -6,7 +6,6 @@ use std::path::Path;
 use dyad_api::operator::EventRow;
 use dyad_cluster::eventlog::{self, Entry};
 use dyad_cluster::phase::EDGES;
-use dyad_cluster::{State, step};
 
 use super::{journal, words};
 
@@ -26,27 +25,16 @@ pub(crate) fn history(dir: &Path, lines: usize) -> std::io::Result<Vec<EventRow>
 
 fn play(entries: &[Entry]) -> Vec<EventRow> {
     let mut rows = Vec::new();
-    let mut state: Option<State> = None;
-    for entry in entries {
-        match entry {
-            Entry::Start { config, boot, at, found } => {
-                state = Some(State::new(config.clone(), *boot, *at, found.clone()));
-            }
-            Entry::Snapshot(known) => state = Some((**known).clone()),
-            Entry::Step { at, event, .. } => {
-                let Some(state) = &mut state else { continue };
-                step(state, *at, event.clone());
-                let boot = state.boot().count;
-                rows.extend(state.edges().iter().map(|(_, from, to)| EventRow {
-                    at_ms: at.0,
-                    boot,
-                    from: words::phase(*from).to_owned(),
-                    to: words::phase(*to).to_owned(),
-                    cause: cause(*from, *to),
-                }));
-            }
-        }
-    }
+    eventlog::walk(entries, |state, at| {
+        let boot = state.boot().count;
+        rows.extend(state.edges().iter().map(|(_, from, to)| EventRow {
+            at_ms: at.0,
+            boot,
+            from: words::phase(*from).to_owned(),
+            to: words::phase(*to).to_owned(),
+            cause: cause(*from, *to),
+        }));
+    });
     rows
 }
 

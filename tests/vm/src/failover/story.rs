@@ -2,9 +2,8 @@
 
 use std::fs;
 
-use dyad_cluster::eventlog::{self, Entry};
+use dyad_cluster::eventlog;
 use dyad_cluster::phase::Phase;
-use dyad_cluster::{State, step};
 
 use crate::chaos::judge;
 use crate::{Lab, secrets};
@@ -27,29 +26,13 @@ pub(crate) fn edges(lab: &Lab, node: &str, since_us: u64) -> Vec<Edge> {
     for file in &files[files.len().saturating_sub(FILES)..] {
         // The node may remove its oldest file at any time.
         let log = fs::read(file).unwrap_or_default();
-        play(&eventlog::decode(&log).unwrap_or_default(), &mut found);
+        eventlog::walk(&eventlog::decode(&log).unwrap_or_default(), |state, at| {
+            let edge = |(_, from, to): &(_, Phase, Phase)| Edge { at_us: at.0 * 1000, from: *from, to: *to };
+            found.extend(state.edges().iter().map(edge));
+        });
     }
     found.retain(|edge| edge.at_us >= since_us);
     found
-}
-
-fn play(entries: &[Entry], found: &mut Vec<Edge>) {
-    let mut state: Option<State> = None;
-    for entry in entries {
-        match entry {
-            Entry::Start { config, boot, at, found } => {
-                state = Some(State::new(config.clone(), *boot, *at, found.clone()));
-            }
-            Entry::Snapshot(known) => state = Some((**known).clone()),
-            Entry::Step { at, event, .. } => {
-                let Some(state) = &mut state else { continue };
-                step(state, *at, event.clone());
-                let edge =
-                    |(_, from, to): &(_, Phase, Phase)| Edge { at_us: at.0 * 1000, from: *from, to: *to };
-                found.extend(state.edges().iter().map(edge));
-            }
-        }
-    }
 }
 
 /// When it first came to this phase.
