@@ -114,6 +114,7 @@ fn a_planned_move_loses_nothing_and_the_old_primary_streams() {
         a.server.stop_clean().await.unwrap();
         b.server.stop_following().await.unwrap();
         b.server.promote().await.unwrap();
+        assert!(b.client("create table x (id int)").is_ok(), "it takes writes at once");
         assert_eq!(b.sql("select count(*) from ledger"), "1");
         known!(b.server.checkpoint());
         assert_eq!(known!(a.server.inspect()), Relation::Streams);
@@ -187,6 +188,8 @@ fn what_is_stopped_or_changed_by_hand_is_noticed() {
         b.sql("select pg_promote()");
         let seen = known!(b.server.look());
         assert!(seen.contradiction.unwrap().contains("promoted by hand, to timeline 2"));
+        let refused = b.client("create table x (id int)").unwrap_err();
+        assert!(refused.contains("read-only transaction"), "{refused}");
         b.server.kill().await.unwrap();
         assert_eq!(known!(b.server.inspect()), Relation::Diverged, "its own timeline, past the fork");
         b.server.rewind("hand").await.unwrap();

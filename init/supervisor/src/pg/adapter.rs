@@ -353,8 +353,12 @@ impl Server {
             let session = &session;
             async move { session.value(SQL, &format!("show {name}")).await.map(Option::unwrap_or_default) }
         };
-        let receives = standby && !shown("primary_conninfo").await?.is_empty();
-        let read_only = shown("default_transaction_read_only").await? == "on";
+        let follows = !shown("primary_conninfo").await?.is_empty();
+        let receives = standby && follows;
+        // This session shows its own; of one that was told to follow it says nothing.
+        let query = "select true from pg_catalog.pg_file_settings where name = 'default_transaction_read_only' \
+                     and setting = 'on' and applied";
+        let read_only = !follows && session.value(SQL, query).await?.is_some();
         let hba = files::read_plain(&self.paths.pg_config().join("pg_hba.conf"))?.unwrap_or_default();
         let receive = if receives { Some(stance::standby(self.generation()?)) } else { None };
         let admit = !hba.contains(stance::HELD);

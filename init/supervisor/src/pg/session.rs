@@ -79,7 +79,8 @@ impl Address {
         config.host_path(paths.pg_socket()).port(port).user("postgres").dbname("postgres");
         // Statements that fail are logged by the server: none of ours may bring a password verifier there.
         config.application_name("dyad-supervisor").options(
-            "-c log_min_error_statement=panic -c standard_conforming_strings=on -c synchronous_commit=local",
+            "-c log_min_error_statement=panic -c standard_conforming_strings=on -c synchronous_commit=local \
+             -c default_transaction_read_only=off",
         );
         Self { config }
     }

@@ -65,7 +65,7 @@ pub(crate) struct Stance {
     pub(crate) sync: Option<String>,
     /// Clients may connect; otherwise the supervisor and the other node alone.
     pub(crate) admit: bool,
-    /// New transactions of clients only read.
+    /// New transactions of clients only read, as those of a standby do whatever this says.
     pub(crate) read_only: bool,
     /// As standby: name under which it receives from the peer.
     pub(crate) receive: Option<String>,
@@ -83,7 +83,9 @@ impl Stance {
             "synchronous_standby_names",
             self.sync.as_ref().map(|name| format!("FIRST 1 (\"{name}\")")).unwrap_or_default(),
         )];
-        if self.read_only {
+        // A standby that somebody promotes behind the supervisor's back is found and stopped within seconds. Until then it
+        // shall not look like a server to write to, neither to a plain client nor to `target_session_attrs=read-write`.
+        if self.read_only || self.receive.is_some() {
             all.push(("default_transaction_read_only", "on".to_owned()));
         }
         let Some(pair) = &self.pair else {
