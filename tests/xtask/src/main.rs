@@ -24,7 +24,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   update-golden         rewrite the expected outputs of golden tests, to be read in review
   sim --seeds A..B [--json]   simulated clusters; sim --seed N tells one history
   mutate --seeds N      break each clause of the protocol and see which oracle notices
-  chaos --seeds A..B [--backend container|vm] [--report FILE] [--seconds N]   faults by seed on a real cluster under real clients;
+  chaos --seeds A..B [--backend container|vm] [--report FILE] [--seconds N] [--keep all]   faults by seed on a real cluster under real clients;
                         container: as root; a run that was cut short goes on with the same FILE
   chaos failovers N, chaos rejoins N   the same options; the primary lost N times, N times with a history of its own
   chaos pairings N      blank nodes that pair N times while processes are killed at each step

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use dyad_vm_tests::chaos::{self, Backend, Order, Rounds};
 
-const USAGE: &str = "usage: chaos (--seeds A..B | failovers N | rejoins N | pairings N) [--backend container|vm] [--report FILE] [--seconds N]
+const USAGE: &str = "usage: chaos (--seeds A..B | failovers N | rejoins N | pairings N) [--backend container|vm] [--report FILE] [--seconds N] [--keep all]
   --report FILE   one line a round, as it goes; a run with the same FILE does what is missing in it
-  --seconds N     begin no round after so long";
+  --seconds N     begin no round after so long
+  --keep all      keep the logs of every round, not only of those in which something was found";
 
 fn seeds(text: &str) -> Option<Rounds> {
     let (from, to) = text.split_once("..")?;
@@ -18,6 +19,7 @@ fn seeds(text: &str) -> Option<Rounds> {
 
 fn asked(words: &[&str]) -> Option<Order> {
     let (mut rounds, mut backend, mut report, mut limit) = (None, Backend::Container, None, None);
+    let mut keep = false;
     for pair in words.chunks(2) {
         match *pair {
             ["--seeds", range] => rounds = Some(seeds(range)?),
@@ -28,6 +30,7 @@ fn asked(words: &[&str]) -> Option<Order> {
             ["--backend", "vm"] => backend = Backend::Vm,
             ["--report", file] => report = Some(PathBuf::from(file)),
             ["--seconds", count] => limit = Some(Duration::from_secs(count.parse().ok()?)),
+            ["--keep", "all"] => keep = true,
             _ => return None,
         }
     }
@@ -35,7 +38,7 @@ fn asked(words: &[&str]) -> Option<Order> {
     let possible = |rounds: &Rounds| {
         backend == Backend::Container || matches!(rounds, Rounds::Seeds(_) | Rounds::Failovers(_))
     };
-    rounds.filter(possible).map(|rounds| Order { rounds, backend, report, limit })
+    rounds.filter(possible).map(|rounds| Order { rounds, backend, report, limit, keep })
 }
 
 fn main() -> ExitCode {

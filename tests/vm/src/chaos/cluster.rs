@@ -1,6 +1,5 @@
 //! One cluster for many rounds, with its clients and all that is known of it.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -54,8 +53,8 @@ pub(crate) struct Cluster {
     pub(crate) judge: Judge,
     /// The last node that was known to take writes.
     pub(crate) holder: usize,
-    /// Servers that were promoted by hand: what they acknowledge to clients that asked for their node is nobody's promise.
-    forged: BTreeSet<String>,
+    /// What was acknowledged in the last round.
+    last: Vec<Ack>,
     pub(crate) lab: Lab,
     pub(crate) volumes: Option<Volumes>,
 }
@@ -73,16 +72,7 @@ impl Cluster {
         let hosts = [("10.77.0.100", None), (ADDRESSES[0], Some(NODES[0])), (ADDRESSES[1], Some(NODES[1]))];
         let ledger = Ledger::start(&access, &hosts);
         let watch = Watch::start(&lab);
-        Self {
-            ledger,
-            access,
-            watch,
-            judge: Judge::default(),
-            holder: 0,
-            forged: BTreeSet::new(),
-            lab,
-            volumes,
-        }
+        Self { ledger, access, watch, judge: Judge::default(), holder: 0, last: Vec::new(), lab, volumes }
     }
 
     pub(crate) fn hands(&self) -> Injector<'_> {
@@ -93,13 +83,6 @@ impl Cluster {
     pub(crate) fn find_holder(&mut self) -> usize {
         self.holder = holder(&self.lab).unwrap_or(self.holder);
         self.holder
-    }
-
-    /// The server of this node will be promoted by hand.
-    pub(crate) fn note_forged(&mut self, at: usize) {
-        let question = "select extract(epoch from pg_postmaster_start_time())";
-        let answer = self.lab.run(&["psql", "--node", NODES[at], "--", "-XAtqc", question]);
-        self.forged.insert(String::from_utf8_lossy(&answer.stdout).trim().to_owned());
     }
 
     /// Waits until a write on a timeline after this one was acknowledged through the virtual address; false: in vain.
@@ -127,11 +110,9 @@ impl Cluster {
         let (protected, restored) = wait_protected(&hands);
         told.protected_ms = protected.map(millis);
         told.restored = restored;
-        let forged = |ack: &Ack| ack.node.is_some() && self.forged.contains(&ack.server);
-        let (given_up, acks): (Vec<_>, Vec<_>) =
-            self.written(protected.is_some(), &mut told.found).into_iter().partition(forged);
-        (told.given_up, told.acknowledged) = (given_up.len(), acks.len());
-        self.judged(&acks, protected.is_some(), &mut told.found);
+        self.last = self.written(protected.is_some(), &mut told.found);
+        told.acknowledged = self.last.len();
+        self.judged(protected.is_some(), &mut told.found);
         told.takeovers = self.judge.timeline().saturating_sub(before.0.max(1));
         told.steps = self.judge.steps() - before.1;
     }
@@ -151,8 +132,8 @@ impl Cluster {
         self.ledger.take()
     }
 
-    fn judged(&mut self, acks: &[Ack], protected: bool, found: &mut Vec<String>) {
-        self.judge.writes(acks, found);
+    fn judged(&mut self, protected: bool, found: &mut Vec<String>) {
+        self.judge.writes(&self.last, found);
         found.extend(watch::overlap(&self.watch.take(), TENURE).map(|line| format!("O6: {line}")));
         if protected {
             self.judge.kept(&self.lab, found);
@@ -161,6 +142,23 @@ impl Cluster {
             self.judge.epoch(highest, found);
         }
         self.judge.replay(&self.lab, found);
+    }
+}
+
+impl Cluster {
+    /// Logs of both nodes and the witness, and the last round's writes.
+    pub(crate) fn keep(&self, name: &str) -> PathBuf {
+        let kept = keep(&self.lab, name);
+        let line = |ack: &Ack| {
+            let Ack { id, timeline, server, node, sent, returned } = ack;
+            let (ago, took) = (millis(sent.elapsed()), millis(*returned - *sent));
+            format!(
+                "{ago} ms ago, {took} ms: {id} by server {server} on timeline {timeline}, asked for {node:?}\n"
+            )
+        };
+        let text: String = self.last.iter().map(line).collect();
+        fs::write(kept.join("acknowledged.txt"), text).expect("a list can be kept");
+        kept
     }
 }
 

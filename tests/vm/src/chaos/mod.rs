@@ -23,8 +23,6 @@ use cluster::{Cluster, Image, millis};
 pub(crate) use cluster::{holder, status, wait_protected};
 use report::{Report, Told};
 
-use crate::Lab;
-
 /// How nodes are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Backend {
@@ -100,6 +98,8 @@ pub struct Order {
     pub report: Option<PathBuf>,
     /// No round is begun after so long.
     pub limit: Option<Duration>,
+    /// Logs of every round are kept, not only of those in which something was found.
+    pub keep: bool,
 }
 
 /// Runs what a report does not have yet, and prints each round and the figures of all; true when all of them were run and
@@ -142,8 +142,10 @@ pub fn run(order: &Order) -> Result<bool, String> {
             });
             let bad = !told.found.is_empty();
             add(&mut report, told)?;
+            if bad || order.keep {
+                keep(&cluster, rounds, round, backend);
+            }
             if bad {
-                keep(&cluster.lab, rounds, round, backend);
                 break;
             }
         }
@@ -171,7 +173,7 @@ fn one(round: u64, work: impl FnOnce() -> Told) -> Told {
 }
 
 /// What is needed to understand a round in which something was found.
-fn keep(lab: &Lab, rounds: &Rounds, round: u64, backend: Backend) {
+fn keep(cluster: &Cluster, rounds: &Rounds, round: u64, backend: Backend) {
     let name = match rounds {
         Rounds::Seeds(_) => {
             println!("  plan: {:?}", plan::plan(round, backend == Backend::Container));
@@ -182,7 +184,7 @@ fn keep(lab: &Lab, rounds: &Rounds, round: u64, backend: Backend) {
         Rounds::Rejoins(_) => format!("rejoin-{round}"),
         Rounds::Pairings(_) => blank::name(round),
     };
-    match caught(|| cluster::keep(lab, &name)) {
+    match caught(|| cluster.keep(&name)) {
         Ok(kept) => println!("  kept in {}", kept.display()),
         Err(why) => println!("  not kept: {why}"),
     }

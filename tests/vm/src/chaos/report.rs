@@ -23,9 +23,6 @@ pub(crate) struct Told {
     pub(crate) round: u64,
     pub(crate) faults: Vec<Carried>,
     pub(crate) acknowledged: usize,
-    /// Acknowledged by a server that somebody had promoted by hand, to clients that had asked for its node.
-    #[serde(default)]
-    pub(crate) given_up: usize,
     pub(crate) takeovers: u32,
     /// From the end of the last fault; `None`: not within the time that is given.
     pub(crate) protected_ms: Option<u64>,
@@ -132,7 +129,6 @@ fn line(told: &Told) -> String {
         format!("{} acknowledged", told.acknowledged),
         format!("{} take-overs", told.takeovers),
     ];
-    parts.extend((told.given_up > 0).then(|| format!("{} by a server promoted by hand", told.given_up)));
     parts.extend(told.gap_ms.map(|ms| format!("written again after {}", seconds(ms))));
     parts.extend(told.came_back.clone());
     let restored = if told.restored { ", old witness put right" } else { "" };
@@ -180,10 +176,9 @@ fn figures(told: &[Told]) -> String {
     let acknowledged: usize = told.iter().map(|t| t.acknowledged).sum();
     let takeovers: u32 = told.iter().map(|t| t.takeovers).sum();
     let restored = told.iter().filter(|t| t.restored).count();
-    let given_up: usize = told.iter().map(|t| t.given_up).sum();
     let steps: usize = told.iter().map(|t| t.steps).sum();
     text + &format!(
-        "{acknowledged} acknowledged writes and {given_up} by servers promoted by hand, {takeovers} take-overs, {restored} old witnesses put right, \
+        "{acknowledged} acknowledged writes, {takeovers} take-overs, {restored} old witnesses put right, \
          {steps} steps of the core played again"
     )
 }

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::cluster::{Cluster, PROTECTED, millis};
 use super::inject::{ADDRESSES, Knowledge, NODES, Undo};
-use super::plan::{self, Fault, Process, Step};
+use super::plan::{self, Process, Step};
 use super::report::{Carried, Told};
 use super::{Backend, Rounds, clock};
 
@@ -43,9 +43,6 @@ impl Cluster {
         for Step { gap, fault, hold, overlaps } in plan::plan(seed, backend == Backend::Container) {
             clock::pause(gap * backend.pace());
             let holder = self.find_holder();
-            if fault == Fault::HandPromote {
-                self.note_forged(1 - holder);
-            }
             let hands = self.hands();
             let begun = hands.begin(fault, holder);
             let hold = hold * backend.pace();
