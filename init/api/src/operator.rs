@@ -59,6 +59,8 @@ pub enum Call {
     Events(Events),
     /// The packet filter of this node; answered by [`FirewallRules`].
     Firewall,
+    /// Everything that must be true of a node, and of the other one of a pair; answered by a list of [`CheckRow`].
+    Check,
     /// The code with which two blank nodes know each other, where the site says `pairing = "code"`; answered by [`Code`].
     Pair(Code),
     /// Run a program as root: only on images with the overlay `test-agent`; answered by [`ExecResult`].
@@ -185,6 +187,31 @@ pub struct FirewallRules {
     pub state: String,
     /// In the words of nft, as they were loaded.
     pub rules: String,
+}
+
+/// One thing that must be true of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckRow {
+    /// The node.
+    pub node: String,
+    /// What was looked at.
+    pub name: String,
+    /// What it came to.
+    pub verdict: Verdict,
+    /// What was seen.
+    pub note: String,
+}
+
+/// What a check came to, the worst last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// As it shall be.
+    Ok,
+    /// Nothing is lost by it now; something else that goes wrong could make it matter.
+    Warning,
+    /// Losing a node now loses data or service, or it is lost already.
+    Critical,
 }
 
 /// A program to run (test images only).

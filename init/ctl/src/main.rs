@@ -14,8 +14,8 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use dyad_api::client::{CallError, Client};
 use dyad_api::operator::{
-    Call, Code, Credentials, EventRow, Events, FirewallRules, Freeze, LogLine, Logs, NodeName, ResourceName,
-    SOCKET, ServiceName, ServiceRow, Status, SwitchOver, TakeOver,
+    Call, CheckRow, Code, Credentials, EventRow, Events, FirewallRules, Freeze, LogLine, Logs, NodeName,
+    ResourceName, SOCKET, ServiceName, ServiceRow, Status, SwitchOver, TakeOver, Verdict,
 };
 use serde_json::Value;
 
@@ -55,6 +55,15 @@ enum Command {
         /// Again whenever it changes, until interrupted
         #[arg(long)]
         watch: bool,
+    },
+    /// Everything that must be true of both nodes, and of the way between them; fails when something critical is not
+    Check {
+        /// As a JSON list
+        #[arg(long)]
+        json: bool,
+        /// One line and the exit status of a monitoring plugin: 0 ok, 1 warning, 2 critical, 3 unknown
+        #[arg(long, conflicts_with = "json")]
+        plugin: bool,
     },
     /// The services
     Services {
@@ -158,9 +167,10 @@ enum Command {
 fn main() -> ExitCode {
     // clap itself ends with 2 on wrong usage and with 0 after --help.
     let cli = Cli::parse();
+    let plugin = matches!(cli.command, Command::Check { plugin: true, .. });
     let done = match (&cli.command, &cli.node) {
         (Command::Key, _) => {
-            remote::public_key(cli.key.as_deref()).and_then(|key| print(&format!("{key}\n")))
+            remote::public_key(cli.key.as_deref()).and_then(|key| print(&format!("{key}\n"))).map(done)
         }
         (_, Some(node)) => remote::connect(node, cli.key.as_deref(), cli.node_key.as_deref())
             .and_then(|stream| run(&mut Client::new(stream, 1), cli.command)),
@@ -174,7 +184,11 @@ fn main() -> ExitCode {
             }),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
+        Err(message) if plugin => {
+            println!("DYAD UNKNOWN - {}", message.lines().next().unwrap_or_default());
+            ExitCode::from(show::PLUGIN_UNKNOWN)
+        }
         Err(message) => {
             eprintln!("dyadctl: {message}");
             ExitCode::FAILURE
@@ -182,7 +196,31 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(client: &mut Client<impl Read + Write>, command: Command) -> Result<(), String> {
+fn done((): ()) -> ExitCode {
+    ExitCode::SUCCESS
+}
+
+fn run(client: &mut Client<impl Read + Write>, command: Command) -> Result<ExitCode, String> {
+    match command {
+        Command::Check { json, plugin } => check(client, json, plugin),
+        other => tell(client, other).map(done),
+    }
+}
+
+/// Asks for both nodes; fails when something critical is found.
+fn check(client: &mut Client<impl Read + Write>, json: bool, plugin: bool) -> Result<ExitCode, String> {
+    let answer: Value = client.call(Call::Check).map_err(|error| error.to_string())?;
+    let rows: Vec<CheckRow> = decoded(answer.clone())?;
+    let worst = rows.iter().map(|row| row.verdict).max().unwrap_or(Verdict::Critical);
+    if plugin {
+        print(&show::plugin(&rows, worst))?;
+        return Ok(ExitCode::from(worst as u8));
+    }
+    print(&if json { format!("{answer}\n") } else { show::check(&rows) })?;
+    Ok(if worst == Verdict::Critical { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn tell(client: &mut Client<impl Read + Write>, command: Command) -> Result<(), String> {
     let text = |error: CallError| error.to_string();
     let named = |name| ServiceName { name };
     match command {
@@ -214,8 +252,8 @@ fn run(client: &mut Client<impl Read + Write>, command: Command) -> Result<(), S
             let rows: Vec<EventRow> = client.call(Call::Events(Events { lines, node })).map_err(text)?;
             print(&show::events(&rows))
         }
-        // Answered without a node.
-        Command::Key => Ok(()),
+        // Answered without a node, or by others.
+        Command::Key | Command::Check { .. } => Ok(()),
         Command::Firewall => {
             let FirewallRules { state, rules } = client.call(Call::Firewall).map_err(text)?;
             print(&format!("# {state}\n{rules}"))
@@ -255,10 +293,13 @@ fn in_form<T: serde::de::DeserializeOwned>(
     if json {
         return Ok(format!("{answer}\n"));
     }
-    let answer = serde_json::from_value(answer).map_err(|error| {
+    decoded(answer).map(|answer| words(&answer))
+}
+
+fn decoded<T: serde::de::DeserializeOwned>(answer: Value) -> Result<T, String> {
+    serde_json::from_value(answer).map_err(|error| {
         format!("the supervisor's answer does not decode ({error}); it may run another version")
-    })?;
-    Ok(words(&answer))
+    })
 }
 
 fn watch(client: &mut Client<impl Read + Write>, json: bool) -> Result<(), String> {

@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use dyad_api::operator::{
-    Credentials, EventRow, ImageSection, LogLine, NodeRow, Protection, ServiceRow, Status, VipRow,
+    CheckRow, Credentials, EventRow, ImageSection, LogLine, NodeRow, Protection, ServiceRow, Status, Verdict,
+    VipRow,
 };
 
 const MIB: u64 = 1024 * 1024;
@@ -39,6 +40,42 @@ pub(crate) fn events(rows: &[EventRow]) -> String {
             .expect("writing to a String does not fail");
     }
     out
+}
+
+/// Exit status of a monitoring plugin that could not find out.
+pub(crate) const PLUGIN_UNKNOWN: u8 = 3;
+
+/// One thing a line.
+pub(crate) fn check(rows: &[CheckRow]) -> String {
+    let mut out = String::new();
+    for CheckRow { node, name, verdict, note } in rows {
+        let verdict = match verdict {
+            Verdict::Ok => "ok",
+            Verdict::Warning => "WARNING",
+            Verdict::Critical => "CRITICAL",
+        };
+        writeln!(out, "{node:<12} {name:<22} {verdict:<9} {note}")
+            .expect("writing to a String does not fail");
+    }
+    out
+}
+
+/// One line, as monitoring plugins say it: the worst, and all that is not as it shall be.
+pub(crate) fn plugin(rows: &[CheckRow], worst: Verdict) -> String {
+    let level = match worst {
+        Verdict::Ok => "OK",
+        Verdict::Warning => "WARNING",
+        Verdict::Critical => "CRITICAL",
+    };
+    let bad: Vec<_> = rows
+        .iter()
+        .filter(|row| row.verdict != Verdict::Ok)
+        .map(|row| format!("{} {}: {}", row.node, row.name, row.note))
+        .collect();
+    let good = || rows.first().map_or_else(|| "nothing was looked at".to_owned(), |row| row.note.clone());
+    let told = if bad.is_empty() { good() } else { bad.join("; ") };
+    // A bar would begin figures.
+    format!("DYAD {level} - {}\n", told.replace(['\n', '|'], " "))
 }
 
 /// The whole node on one screen; the first line says what losing it now would cost.

@@ -154,3 +154,32 @@ fn wrong_usage_is_status_2() {
         assert_eq!(output.status.code(), Some(2), "{args:?}");
     }
 }
+
+fn rows(verdict: &str) -> Value {
+    json!([
+        {"node": "node-a", "name": "protection", "verdict": "ok", "note": "losing either node loses nothing"},
+        {"node": "node-b", "name": "storage", "verdict": verdict, "note": "/data/pg is 93 % full"},
+    ])
+}
+
+#[test]
+fn a_check_tells_each_thing_and_ends_as_a_monitoring_plugin_does() {
+    let good = |_: &Value| Ok(rows("ok"));
+    let odd = |_: &Value| Ok(rows("warning"));
+    let bad = |_: &Value| Ok(rows("critical"));
+    let output = dyadctl(&["check"], bad);
+    assert_eq!(output.status.code(), Some(1));
+    let shown = text(&output.stdout);
+    let line = "node-b       storage                CRITICAL  /data/pg is 93 % full";
+    assert_eq!(shown.lines().nth(1), Some(line));
+    let plugin = |answer| {
+        let output = dyadctl(&["check", "--plugin"], answer);
+        (output.status.code().unwrap(), text(&output.stdout).to_owned())
+    };
+    assert_eq!(plugin(good), (0, "DYAD OK - losing either node loses nothing\n".to_owned()));
+    assert_eq!(plugin(odd), (1, "DYAD WARNING - node-b storage: /data/pg is 93 % full\n".to_owned()));
+    assert_eq!(plugin(bad), (2, "DYAD CRITICAL - node-b storage: /data/pg is 93 % full\n".to_owned()));
+    let failed = plugin(|_| Err(Failure::new(FailureKind::Unavailable, "PID 1 does not answer")));
+    assert_eq!(failed, (3, "DYAD UNKNOWN - PID 1 does not answer\n".to_owned()));
+    assert_eq!(dyadctl(&["check"], odd).status.code(), Some(0), "a warning is no failure");
+}

@@ -19,7 +19,7 @@ use crate::driver::{self, Driver, Membership, Shown};
 use crate::files::{self, FileError};
 use crate::firewall::{self, Firewall};
 use crate::notify::Notify;
-use crate::operator::{self, Context, Declared, Keys};
+use crate::operator::{self, Context, Declared, Keys, Other};
 use crate::pairing::Pairing;
 use crate::paths::Paths;
 use crate::pg::Owner;
@@ -171,10 +171,12 @@ fn remote(
         let peer = &member.peer;
         match tls::client(&identity, Trust::Pinned(vec![peer.public()]), Speaks::Operator) {
             Ok(tls) => {
-                let client =
-                    Client::new(SocketAddr::new(peer.address.ip(), dyad_channel::operator::PORT), tls, PEER);
-                let client = Rc::new(client);
-                context.peer.replace(Some(Rc::clone(&client)));
+                let operator = SocketAddr::new(peer.address.ip(), dyad_channel::operator::PORT);
+                let client = Rc::new(Client::new(operator, tls, PEER));
+                let ports =
+                    vec![("pair", peer.address), ("operator", operator), ("PostgreSQL", peer.postgresql)];
+                let other = Other { name: peer.name.clone(), client: Rc::clone(&client), ports };
+                context.peer.replace(Some(Rc::new(other)));
                 settled.push(spawn_local(driver::send_copies(driver::events_dir(&context.paths), client)));
             }
             Err(error) => known(&error),

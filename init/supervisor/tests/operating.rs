@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use dyad_api::client::CallError;
 use dyad_api::operator::{
-    Call, Credentials, EventRow, Events, FailureKind, FirewallRules, Freeze, NodeName, Protection,
-    ResourceName, ServiceName, Status, SwitchOver, TakeOver,
+    Call, CheckRow, Credentials, EventRow, Events, FailureKind, FirewallRules, Freeze, NodeName, Protection,
+    ResourceName, ServiceName, Status, SwitchOver, TakeOver, Verdict,
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -90,6 +90,9 @@ fn operators_are_answered_as_documented() {
             let why = why();
             (status.protection != Protection::Protected && why.contains("is drained")).then_some(())
         });
+        let rows: Vec<CheckRow> = ask(cluster, holder, Call::Check);
+        let worst = rows.iter().filter(|row| row.name == "protection").map(|row| row.verdict).max();
+        assert!(worst > Some(Verdict::Ok), "{rows:?}");
         let _: Value = ask(cluster, other, Call::Undrain(NodeName::default()));
         assert_eq!(cluster.wait_for(Protection::Protected), holder, "nothing moves back");
 
@@ -127,9 +130,26 @@ fn what_is_shown(cluster: &Cluster, holder: usize) {
         let firewall: FirewallRules = ask(cluster, at, Call::Firewall);
         assert_eq!(firewall.state, "applied");
         assert!(firewall.rules.contains("policy drop"), "{}", firewall.rules);
-        let closed = SocketAddr::new(Lan::address(at), 9);
-        let error = TcpStream::connect_timeout(&closed, Duration::from_millis(500)).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::TimedOut, "dropped, not refused");
+        // Nobody logs in here by SSH, and nobody talks to what is not served.
+        for port in [9, 22] {
+            let closed = SocketAddr::new(Lan::address(at), port);
+            let error = TcpStream::connect_timeout(&closed, Duration::from_millis(500)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::TimedOut, "dropped, not refused");
+        }
+    }
+    let rows: Vec<CheckRow> = ask(cluster, other, Call::Check);
+    for at in [holder, other] {
+        let of = |name: &str| -> Vec<_> {
+            rows.iter()
+                .filter(|row| row.node == NAMES[at] && row.name == name)
+                .map(|row| row.verdict)
+                .collect()
+        };
+        let names = ["protection", "database", "replication", "witness", "addresses", "links", "fencing"];
+        for name in names.into_iter().chain(["services", "storage", "image"]) {
+            assert_eq!(of(name), [Verdict::Ok], "{name} of {}: {rows:?}", NAMES[at]);
+        }
+        assert_eq!(of("way to the other node"), [Verdict::Ok; 3], "{rows:?}");
     }
     // Path; holder, standby.
     for (path, wanted) in [

@@ -18,6 +18,16 @@ fn a_killed_primary_is_replaced_and_comes_back_by_rewind() {
         protected(&a, &b).await;
         let tls = a.sql("select string_agg(ssl::text || version, ',') from pg_stat_ssl join pg_stat_replication using (pid)");
         assert_eq!(tls, "trueTLSv1.3");
+        // What the other node logs in as may do that and nothing else.
+        let may = "select rolname, rolreplication, rolsuper or rolcreaterole or rolcreatedb or rolbypassrls, \
+                   exists (select from pg_auth_members where member = r.oid) \
+                   from pg_roles r where rolname like 'dyad\\_%' order by 1";
+        assert_eq!(a.sql(may), "dyad_replication|t|f|f\ndyad_rewind|f|f|f");
+        // Queries on the standby are not cancelled by what the primary cleans up.
+        until(&a, "the standby's feedback", async || {
+            (a.sql("select count(xmin) from pg_replication_slots where active") == "1").then_some(())
+        })
+        .await;
         a.sql("insert into ledger select generate_series(1, 100)");
         // One more that the standby never gets: it is not acknowledged.
         b.server.stop_following().await.unwrap();

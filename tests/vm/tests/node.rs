@@ -356,6 +356,11 @@ fn mounted_as_unpacked(lab: &Lab, dir: &Path) {
     assert!(matches!(unpacked.status.code(), Some(0 | 2)), "{}", String::from_utf8_lossy(&unpacked.stderr));
     let listing =
         stdout("unsquashfs -lln", &program("unsquashfs", &["-no-progress", "-lln", "-d", "", image]));
+    // What Dyad replaces is not in it, and nobody can log in from elsewhere.
+    for name in ["pacemakerd", "corosync", "pcs", "keepalived", "patroni", "haproxy", "etcd", "sshd"] {
+        let there = listing.lines().find(|line| line.rsplit('/').next() == Some(name));
+        assert_eq!(there, None, "{name} is in the image");
+    }
     let mut host: Vec<String> = listing.lines().filter_map(host_line).collect();
     host.sort();
 

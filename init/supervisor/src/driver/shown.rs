@@ -240,6 +240,22 @@ impl Shown {
         self.view.register.map(|register| self.name(register.holder))
     }
 
+    /// Why there is no third vote, if there is none.
+    pub(crate) fn no_vote(&self) -> Option<&'static str> {
+        let votes = |cause: &Cause| {
+            matches!(
+                cause,
+                Cause::ArbiterSilent | Cause::ArbiterHeardOne | Cause::ArbiterAmnesia | Cause::NoThirdVote
+            )
+        };
+        self.view.why.iter().copied().find(votes).map(words::cause)
+    }
+
+    /// It must not serve now.
+    pub(crate) fn lacks_lease(&self) -> bool {
+        self.view.why.contains(&Cause::NoLease)
+    }
+
     /// What taking it by force may cost, in words.
     pub(crate) fn price(&self) -> &'static str {
         words::price(self.view.price)

@@ -1,6 +1,7 @@
 //! What each call does.
 
 use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
 use std::rc::Rc;
 
 use dyad_api::control::{self, ExitStatus, Oneshot, Refusal};
@@ -60,6 +61,16 @@ pub(crate) enum Caller {
     Peer,
 }
 
+/// The other node of a pair.
+#[derive(Debug)]
+pub(crate) struct Other {
+    pub(crate) name: String,
+    /// Its operator protocol.
+    pub(crate) client: Rc<Client<Ask, Told>>,
+    /// What must answer there: by name, where.
+    pub(crate) ports: Vec<(&'static str, SocketAddr)>,
+}
+
 /// Everything that calls read or act on.
 pub(crate) struct Context {
     pub(crate) paths: Rc<Paths>,
@@ -72,8 +83,8 @@ pub(crate) struct Context {
     pub(crate) firewall: watch::Receiver<Firewall>,
     /// `None`: this node is not paired.
     pub(crate) pair: watch::Receiver<Option<Shown>>,
-    /// The other node's operator protocol, once this one is paired.
-    pub(crate) peer: RefCell<Option<Rc<Client<Ask, Told>>>>,
+    /// The other node, once this one is paired.
+    pub(crate) peer: RefCell<Option<Rc<Other>>>,
     /// Numbers the one-shots of `exec`, so that several can run.
     pub(crate) execs: Cell<u32>,
 }
@@ -116,7 +127,8 @@ impl Context {
         match caller {
             Caller::Local => {}
             Caller::Operator(name) => tracing::info!(%name, ?call, "asked from another machine"),
-            Caller::Peer if matches!(call, Call::SwitchOver(_) | Call::Drain(_) | Call::Undrain(_)) => {}
+            Caller::Peer
+                if matches!(call, Call::SwitchOver(_) | Call::Drain(_) | Call::Undrain(_) | Call::Check) => {}
             Caller::Peer => {
                 return Err(Failure::new(FailureKind::Refused, "the other node does not ask this"));
             }
@@ -154,6 +166,7 @@ impl Context {
             Call::PowerOff => self.shutdown(control::Shutdown::PowerOff).await,
             Call::Reboot => self.shutdown(control::Shutdown::Reboot).await,
             Call::Firewall => Ok(self.firewall_rules()),
+            Call::Check => Ok(value(&self.check(caller).await)),
             Call::Why(of) => self.why(&of),
             Call::SwitchOver(how) => self.switch_over(how, caller).await,
             Call::Drain(node) => self.drain(node, true, caller).await,
@@ -192,7 +205,7 @@ impl Context {
         self.order(control::Call::Shutdown { how, reason: "asked for by the operator".into() }).await
     }
 
-    async fn status(&self) -> Status {
+    pub(super) async fn status(&self) -> Status {
         let boot = self.pid1.boot().await;
         let view = self.pid1.view().borrow().clone();
         let pg = self.pg.borrow().clone();

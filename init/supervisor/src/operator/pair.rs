@@ -130,7 +130,7 @@ impl Context {
     }
 
     /// Asks the other node, which is the one to do it.
-    async fn forward(&self, call: Call, caller: &Caller) -> Result<Value, Failure> {
+    pub(super) async fn forward(&self, call: Call, caller: &Caller) -> Result<Value, Failure> {
         if *caller == Caller::Peer {
             return Err(refused(
                 "the other node asked for what only it can do; what it knows is old, try again",
@@ -139,7 +139,7 @@ impl Context {
         let Some(peer) = self.peer.borrow().clone() else { return Err(refused(NOT_PAIRED)) };
         let line = Request { id: 1, call }.to_line();
         let unavailable = |why: String| Failure::new(FailureKind::Unavailable, why);
-        let told = peer.call(&Ask::Line(line)).await;
+        let told = peer.client.call(&Ask::Line(line)).await;
         let Ok(Told::Line(reply)) = told else {
             return Err(unavailable(format!(
                 "the other node, whose order this is, does not answer: {told:?}"

@@ -172,6 +172,24 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_string_has_no_password_and_takes_one_certificate() {
+        let peer =
+            Peer { name: "b".into(), address: [192, 0, 2, 2].into(), port: 5433, certificate: String::new() };
+        let text = conninfo(&Paths::new("/r'oot"), &peer, REPLICATION, "dyad_0000000000000001");
+        for part in [
+            "host=192.0.2.2 port=5433 user=dyad_replication ",
+            " passfile='/r\\'oot/",
+            // The one certificate that is trusted is the peer's own, whatever name it has.
+            " sslmode=verify-ca sslrootcert='/r\\'oot/",
+            "/peer.crt'",
+            " channel_binding=require",
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+        assert!(!text.contains("password="), "{text}");
+    }
+
+    #[test]
     fn a_held_server_admits_replication_and_nobody_else() {
         let peer =
             Peer { name: "b".into(), address: [192, 0, 2, 2].into(), port: 5432, certificate: String::new() };
