@@ -175,7 +175,7 @@ mod tests {
     fn a_connection_string_has_no_password_and_takes_one_certificate() {
         let peer =
             Peer { name: "b".into(), address: [192, 0, 2, 2].into(), port: 5433, certificate: String::new() };
-        let text = conninfo(&Paths::new("/r'oot"), &peer, REPLICATION, "dyad_0000000000000001");
+        let text = conninfo(&Paths::new(Path::new("/r'oot")), &peer, REPLICATION, "dyad_0000000000000001");
         for part in [
             "host=192.0.2.2 port=5433 user=dyad_replication ",
             " passfile='/r\\'oot/",
