@@ -161,6 +161,9 @@ impl State {
             }
             match verdict {
                 Verdict::Won => {}
+                // What is refused is the claim that an operator's word has replaced; the word is asked next.
+                Verdict::HolderAlive | Verdict::NotHeard
+                    if self.seat(r).phase == Phase::Forcing && cas.change != Change::Force => {}
                 Verdict::Lost(_) | Verdict::HolderAlive | Verdict::NotHeard => self.refused(now, r),
             }
             // It judged what this node already knew, and knew less itself: an operator's word went past it after the
@@ -271,9 +274,10 @@ impl State {
             return self.decide_alone(now, out);
         }
         // An operator's word does not wait for an arbiter that is gone: the arbiter will find itself behind and has to be
-        // enrolled again.
+        // enrolled again. Nor does it wait for what was asked before and may be answered late: whatever of it happens for
+        // this resource makes this node the holder, under an epoch that the word is far ahead of.
         let forced = |s: &State| s.seats.values().any(|seat| seat.phase == Phase::Forcing);
-        if self.arbiter.gone && self.mirror.intent.is_none() && forced(self) {
+        if self.arbiter.gone && forced(self) {
             return self.decide_alone(now, out);
         }
         if self.mirror.intent.is_none() {

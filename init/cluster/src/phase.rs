@@ -224,6 +224,7 @@ pub const EDGES: &[(Phase, Phase, &str)] = {
         (Stopping, Fenced, "held here after all"),
         (Claiming, Checking, "won"),
         (Claiming, Attaching, "refused"),
+        (Claiming, Forcing, "operator"),
         (Checking, Promoting, "marker and data as claimed"),
         (Checking, Refused, "they are not"),
         (Checking, Fenced, "authority lost"),

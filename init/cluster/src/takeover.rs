@@ -80,6 +80,10 @@ impl State {
         if matches!(seat.phase, Phase::Following | Phase::Inspecting | Phase::Attaching | Phase::Cloning) {
             seat.forced = true;
             self.go(r, Phase::Stopping);
+        } else if seat.phase == Phase::Claiming {
+            // Nobody may ever answer what it asks.
+            seat.forced = true;
+            self.go(r, Phase::Forcing);
         }
     }
 

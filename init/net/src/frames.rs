@@ -153,6 +153,37 @@ mod tests {
         assert_eq!(ask(OWN, "192.0.2.7".parse().unwrap(), "2001:db8::7".parse().unwrap()), None);
     }
 
+    proptest::proptest! {
+        /// Whatever is on the wire: an answer names what stands in the frame, and never a place beyond its end.
+        #[test]
+        fn any_frame_is_read_or_passed_over(
+            kind in proptest::sample::select(vec![[0x08_u8, 0x06], [0x86, 0xdd], [0x08, 0x00]]),
+            marked in proptest::bool::ANY,
+            mut body in proptest::collection::vec(proptest::num::u8::ANY, 0..120),
+        ) {
+            // Half of them have the marks that are looked for.
+            if marked {
+                let marks: &[(usize, u8)] = match kind {
+                    [0x08, _] => &[(0, 0), (1, 1), (2, 8), (3, 0), (4, 6), (5, 4)],
+                    _ => &[(6, ICMP6), (IPV6, ADVERTISE)],
+                };
+                for (at, byte) in marks {
+                    if let Some(place) = body.get_mut(*at) {
+                        *place = *byte;
+                    }
+                }
+            }
+            let frame = [&[0xff; 6][..], &OWN.0, &kind, &body].concat();
+            if let Some((address, _)) = claim(&frame) {
+                let octets = match address {
+                    IpAddr::V4(address) => address.octets().to_vec(),
+                    IpAddr::V6(address) => address.octets().to_vec(),
+                };
+                proptest::prop_assert!(body.windows(octets.len()).any(|window| window == octets));
+            }
+        }
+    }
+
     #[test]
     fn checksums_come_to_nothing() {
         let frame = announce(OWN, "2001:db8::7".parse().unwrap());

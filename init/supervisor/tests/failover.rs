@@ -4,7 +4,9 @@
 
 mod support;
 
-use dyad_api::operator::Protection;
+use std::time::Duration;
+
+use dyad_api::operator::{Call, Protection, TakeOver};
 use support::cluster::{Cluster, VIPS, story};
 use support::lan::{Lan, Watch};
 
@@ -121,6 +123,63 @@ fn a_holder_whose_clients_are_cut_off_hands_over() {
         });
         assert_eq!(cluster.wait_for(Protection::Protected), other);
         cluster.wait("the same on both", || (ids(cluster, holder) == there).then_some(()));
+        cluster.replay();
+    });
+}
+
+#[test]
+fn without_a_witness_a_lost_holder_is_replaced_by_an_operators_word_alone() {
+    story("without_a_witness_a_lost_holder_is_replaced_by_an_operators_word_alone", "wan", |cluster| {
+        cluster.start();
+        let holder = cluster.wait_for(Protection::Protected);
+        let other = 1 - holder;
+        cluster.wait_vips(holder);
+        assert!(cluster.sql(holder, "create table ledger (id bigint primary key)").is_ok());
+        let watch = Watch::start(VIPS);
+        cluster.witness.end();
+        let writer = cluster.writer(holder, 0);
+        // The witness alone moves nothing, and both say what that means.
+        assert_eq!(cluster.wait_for(Protection::Synced), holder);
+        let before = writer.count();
+        cluster.wait("writes without a witness", || (writer.count() > before + 50).then_some(()));
+        cluster.power_cut(holder);
+        let acknowledged = writer.end();
+        cluster.wait("the loss", || {
+            let status = cluster.nodes[other].status();
+            (status.protection == Protection::Down).then_some(())
+        });
+        let take = |peer_is_off| {
+            let call = Call::TakeOver(TakeOver { resource: None, peer_is_off });
+            cluster.nodes[other].client().call::<serde_json::Value>(call)
+        };
+        let price = take(false).unwrap_err().to_string();
+        assert!(price.contains("may lose"), "{price}");
+        // Twice what a take-over by itself takes.
+        std::thread::sleep(Duration::from_secs(30));
+        let status = cluster.nodes[other].status();
+        assert_eq!(status.protection, Protection::Down, "{}: nobody takes over by itself", status.reason);
+        take(true).unwrap();
+        cluster.wait("the take-over", || {
+            let status = cluster.nodes[other].status();
+            let here = status.resources.first().is_some_and(|row| Cluster::index(&row.holder) == other);
+            (here && status.protection == Protection::Exposed).then_some(())
+        });
+        cluster.wait_vips(other);
+        let there = ids(cluster, other);
+        let lost: Vec<_> = acknowledged.iter().filter(|id| !there.contains(id)).collect();
+        assert!(lost.is_empty(), "acknowledged and not there: {lost:?}");
+        let alone = cluster.writer(other, 500_000);
+        cluster.wait("writes of the new primary", || (alone.count() >= 20).then_some(()));
+        let acknowledged = [acknowledged, alone.end()].concat();
+        // The witness comes back before the lost node, which must not go on where it was.
+        cluster.witness.restart();
+        cluster.power_on(holder);
+        assert_eq!(cluster.wait_for(Protection::Protected), other);
+        let all = ids(cluster, other);
+        assert!(acknowledged.iter().all(|id| all.contains(id)));
+        cluster.wait("the same on both", || (ids(cluster, holder) == all).then_some(()));
+        let holders = [holder, other].map(Lan::mac);
+        VIPS.iter().for_each(|vip| assert_eq!(watch.holders(*vip), holders, "one after another, never two"));
         cluster.replay();
     });
 }

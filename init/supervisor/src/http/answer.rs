@@ -207,12 +207,34 @@ fn body(facts: &Facts) -> serde_json::Value {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::tests_support::facts;
     use super::*;
 
     fn ask(line: &str, facts: &Facts) -> Response {
         let head = format!("{line} HTTP/1.0\r\nHost: x\r\n\r\n");
         answer(&Request::parse(head.as_bytes()).unwrap().unwrap(), facts)
+    }
+
+    proptest::proptest! {
+        /// Whatever a client sends: a request, a refusal, or a wait for more; and more of it changes no answer.
+        #[test]
+        fn any_head_is_read_refused_or_awaited(
+            begin in proptest::sample::select(vec!["", "GET /", "GET /replica?lag=", "HEAD /x HTTP/1.1\r\n", "\n"]),
+            bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200),
+            end in proptest::sample::select(vec!["", " HTTP/1.1\r\n\r\n", "\n\n"]),
+            more in proptest::collection::vec(proptest::num::u8::ANY, 0..20),
+        ) {
+            let head = [begin.as_bytes(), &bytes, end.as_bytes()].concat();
+            match Request::parse(&head) {
+                Ok(None) => proptest::prop_assert!(!head.ends_with(b"\n\n")),
+                first => {
+                    let longer = Request::parse(&[head, more].concat());
+                    proptest::prop_assert_eq!(format!("{first:?}"), format!("{longer:?}"));
+                }
+            }
+        }
     }
 
     #[test]
@@ -288,6 +310,20 @@ mod tests {
         };
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             assert!(sample(line).is_some(), "{line}");
+        }
+    }
+
+    /// A metric that is renamed must not silence the alarms that are shipped.
+    #[test]
+    fn alarms_ask_for_metrics_that_there_are() {
+        let text = ask("GET /metrics", &facts(|facts| facts.lag_bytes = Some(0))).body;
+        let rules = include_str!("../../../../docs/alerts.yml");
+        let named = rules.lines().filter_map(|line| line.trim().strip_prefix("expr:"));
+        let words = named.flat_map(|line| line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_'));
+        let asked: BTreeSet<&str> = words.filter(|word| word.starts_with("dyad_")).collect();
+        assert!(asked.len() > 5, "{asked:?}");
+        for name in asked {
+            assert!(text.contains(&format!("# TYPE {name} ")), "{name} in:\n{text}");
         }
     }
 }

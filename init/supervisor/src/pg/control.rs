@@ -16,6 +16,8 @@ pub(crate) struct ControlData {
     pub(crate) checkpoint: Lsn,
     /// Where replay begins.
     pub(crate) redo: Lsn,
+    /// Recovery has written what is before this; 0/0 of a primary.
+    pub(crate) recovered: Lsn,
     /// Highest timeline that it has reached.
     pub(crate) timeline: u32,
 }
@@ -53,6 +55,7 @@ pub(crate) fn parse(text: &str) -> Result<ControlData, ControlError> {
         clean: matches!(get("Database cluster state"), "shut down" | "shut down in recovery"),
         checkpoint: position("Latest checkpoint location")?,
         redo: position("Latest checkpoint's REDO location")?,
+        recovered: position("Minimum recovery ending location")?,
         timeline: timeline.ok_or_else(|| wrong("Latest checkpoint's TimeLineID", "a timeline"))?,
     })
 }
@@ -67,6 +70,7 @@ mod tests {
          Latest checkpoint location:           0/3000028\n\
          Latest checkpoint's REDO location:    0/3000028\n\
          Latest checkpoint's TimeLineID:       2\n\
+         Minimum recovery ending location:     0/0\n\
          Min recovery ending loc's timeline:   0\n\
          Bytes per WAL segment:                16777216\n";
 

@@ -19,6 +19,16 @@ impl Lsn {
         format!("{timeline:08X}{:08X}{:08X}", number >> 8, number & 0xff)
     }
 
+    /// Timeline and start of the segment with this file name; `None`: it is not the name of one.
+    pub(crate) fn of_segment(name: &str) -> Option<(u32, Self)> {
+        if name.len() != 24 || !name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return None;
+        }
+        let part = |from: usize| u64::from_str_radix(&name[from..from + 8], 16).ok();
+        let (high, low) = (part(8)?, part(16).filter(|low| *low <= 0xff)?);
+        Some((u32::try_from(part(0)?).ok()?, Lsn((high << 32) | (low * SEGMENT_BYTES))))
+    }
+
     /// Offset in that file.
     pub(crate) fn offset(self) -> u64 {
         self.0 % SEGMENT_BYTES
@@ -57,6 +67,10 @@ mod tests {
         let lsn: Lsn = "1/FF00A0B0".parse().unwrap();
         assert_eq!(lsn.to_string(), "1/FF00A0B0");
         assert_eq!(lsn.segment(3), "0000000300000001000000FF");
+        assert_eq!(Lsn::of_segment(&lsn.segment(3)), Some((3, Lsn(lsn.0 - lsn.offset()))));
+        for other in ["00000003.history", "0000000300000001000000FG", "000000030000000100000100", ""] {
+            assert_eq!(Lsn::of_segment(other), None, "{other}");
+        }
         assert_eq!(lsn.offset(), 0xa0b0);
         for wrong in ["", "/", "1", "g/1", "1/123456789", "-1/0"] {
             assert!(wrong.parse::<Lsn>().is_err(), "{wrong}");

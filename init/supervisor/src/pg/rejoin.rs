@@ -64,14 +64,17 @@ impl Server {
         }
         let history = self.own_history(data.timeline)?;
         let Some(fork) = history.fork(&holder.history) else { return Ok(with(Relation::Unusable)) };
-        let last = self
-            .last_record(data.timeline, data.redo)
-            .await?
-            .map_or(data.checkpoint, |last| last.max(data.checkpoint));
+        // Without its log nobody can say how far it went.
+        let Some(last) = self.last_record(data.timeline, data.redo).await? else {
+            return Ok(with(Relation::Unusable));
+        };
+        let last = last.max(data.checkpoint);
+        // What recovery has written is past the fork, whatever is left of the log.
+        let past = last >= fork.at || data.recovered > fork.at;
         let relation = if history.current() == holder.history.current() && history == holder.history {
             // On one timeline the holder is ahead, or two servers wrote it.
             if last >= holder.flushed { Relation::Unusable } else { Relation::Streams }
-        } else if history.current() == fork.timeline && last < fork.at {
+        } else if history.current() == fork.timeline && !past {
             Relation::Streams
         } else if holder.checkpointed {
             Relation::Diverged

@@ -99,7 +99,8 @@ impl Witness {
         self.child = Self::run(self.state.path(), &listen).0;
     }
 
-    fn end(&mut self) {
+    /// SIGKILL.
+    pub(crate) fn end(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
