@@ -1,6 +1,9 @@
 //! The operator protocol: one JSON object a line, `{"id", "call", "args"}` answered by `{"id", "ok"}` or
 //! `{"id", "error": {"kind", "message"}}`, in order. Spoken on [`SOCKET`] and on the virtio-serial port [`PORT`].
 
+mod check;
+
+pub use check::{CheckRow, Verdict};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -63,11 +66,14 @@ pub enum Call {
     Check,
     /// The code with which two blank nodes know each other, where the site says `pairing = "code"`; answered by [`Code`].
     Pair(Code),
+    /// Bring both nodes to the witness with a code that it made; answered by `{}`. For one that was replaced, restored from
+    /// an old copy, or passed over by [`Call::TakeOver`].
+    Enroll(Code),
     /// Run a program as root: only on images with the overlay `test-agent`; answered by [`ExecResult`].
     Exec(Exec),
 }
 
-/// A one-time code of two nodes that pair.
+/// A one-time code: of two nodes that pair, or of a witness.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Code {
@@ -187,31 +193,6 @@ pub struct FirewallRules {
     pub state: String,
     /// In the words of nft, as they were loaded.
     pub rules: String,
-}
-
-/// One thing that must be true of a node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CheckRow {
-    /// The node.
-    pub node: String,
-    /// What was looked at.
-    pub name: String,
-    /// What it came to.
-    pub verdict: Verdict,
-    /// What was seen.
-    pub note: String,
-}
-
-/// What a check came to, the worst last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Verdict {
-    /// As it shall be.
-    Ok,
-    /// Nothing is lost by it now; something else that goes wrong could make it matter.
-    Warning,
-    /// Losing a node now loses data or service, or it is lost already.
-    Critical,
 }
 
 /// A program to run (test images only).

@@ -105,6 +105,12 @@ enum Command {
         /// As the other node showed it
         code: Option<String>,
     },
+    /// Bring both nodes to the witness with the code that `dyad-witness enroll` made there: after it was replaced, restored
+    /// from an old copy, or passed over by a take-over by force
+    Enroll {
+        /// As the witness showed it
+        code: String,
+    },
     /// Why the database is not better protected, the nearest cause first
     Why {
         /// What is protected
@@ -243,6 +249,7 @@ fn tell(client: &mut Client<impl Read + Write>, command: Command) -> Result<(), 
             let code = code.unwrap_or_default();
             print(&format!("This node goes by the code {code}\nOn the other node: dyadctl pair {code}\n"))
         }
+        Command::Enroll { code } => order(client, Call::Enroll(Code { code: Some(code) })),
         Command::Why { resource } => {
             let resource = Some(resource);
             let lines: Vec<String> = client.call(Call::Why(ResourceName { resource })).map_err(text)?;

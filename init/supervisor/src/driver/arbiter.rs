@@ -14,11 +14,12 @@ use dyad_channel::witness::{Call, Enroll, FRAME_BYTES_MAX, Reply, Statement};
 use dyad_channel::{Identity, PublicKey};
 use dyad_cluster::event::Event;
 use dyad_cluster::message::ToArbiter;
-use dyad_cluster::types::{ClusterId, Greeting};
+use dyad_cluster::types::{BootId, ClusterId, Greeting};
 use tokio::sync::mpsc;
 use tokio::task::spawn_local;
 use tokio::time::sleep;
 
+use super::record::Record;
 use crate::files;
 
 /// Questions that wait for their turn at most: a beat and what a step may want beside it, twice.
@@ -38,7 +39,7 @@ pub(crate) struct Witness {
 
 impl Witness {
     /// With its pinned key; a question is given up after a third of the lease.
-    pub(crate) fn new(
+    fn new(
         identity: &Identity,
         key: PublicKey,
         address: SocketAddr,
@@ -76,21 +77,63 @@ impl Witness {
     }
 }
 
+/// Brings this node's part of a new enrolment, once there was one before: what it knows by then.
+pub(crate) struct Enroller {
+    pub(crate) identity: Rc<Identity>,
+    pub(crate) address: SocketAddr,
+    pub(crate) cluster: ClusterId,
+    pub(crate) members: [PublicKey; 2],
+    pub(crate) lease_ms: u64,
+    pub(crate) boot: BootId,
+    pub(crate) record: Rc<Record>,
+}
+
+impl std::fmt::Debug for Enroller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Enroller({})", self.address)
+    }
+}
+
+impl Enroller {
+    /// What is said for this node.
+    pub(crate) fn statement(&self) -> Statement {
+        let registers = self.record.mirror().map(|mirror| mirror.registers).unwrap_or_default();
+        Statement {
+            cluster: self.cluster,
+            members: self.members,
+            lease_ms: self.lease_ms,
+            boot: self.boot,
+            mirror: registers.into_iter().collect(),
+        }
+    }
+
+    /// The witness with this key.
+    pub(crate) fn witness(&self, key: PublicKey, events: mpsc::Sender<Event>) -> Result<Witness, TlsError> {
+        Witness::new(&self.identity, key, self.address, self.cluster, self.lease_ms, events)
+    }
+
+    /// Once, with an operator's code; the key of the witness that knew it, or why there is none.
+    pub(crate) async fn bring(&self, code: &Secret) -> Result<PublicKey, String> {
+        let tls = tls::client(&self.identity, Trust::AnyKey, Speaks::Witness).map_err(|e| e.to_string())?;
+        once(&Client::new(self.address, tls, ENROLL), &self.statement(), code).await
+    }
+}
+
 /// Brings this cluster to the witness with the code that lies in this file, until both know each other; the key to pin.
 pub(crate) async fn enroll(
-    identity: &Identity,
-    address: SocketAddr,
-    statement: &Statement,
+    enroller: &Enroller,
     code: &Path,
     say: &dyn Fn(&str),
 ) -> Result<PublicKey, TlsError> {
+    let Enroller { identity, address, .. } = enroller;
     let client: Client<Call, Reply> =
-        Client::new(address, tls::client(identity, Trust::AnyKey, Speaks::Witness)?, ENROLL);
+        Client::new(*address, tls::client(identity, Trust::AnyKey, Speaks::Witness)?, ENROLL);
+    let statement = enroller.statement();
     let mut said = String::new();
     say("the witness is asked to let the two in");
     loop {
         let why = match secret(code) {
-            Ok(secret) => match once(&client, statement, &secret).await {
+            Ok(secret) => match once(&client, &statement, &secret).await {
                 Ok(key) => return Ok(key),
                 Err(why) => why,
             },

@@ -30,7 +30,6 @@ use std::time::Duration;
 use dyad_channel::Identity;
 use dyad_channel::identity::IdentityError;
 use dyad_channel::tls::TlsError;
-use dyad_channel::witness::Statement;
 use dyad_cluster::action::VipId;
 use dyad_cluster::event::{Command, Event};
 use dyad_cluster::eventlog::Entry;
@@ -49,7 +48,7 @@ use crate::paths::Paths;
 use crate::pg::manager::PgState;
 use crate::pg::{Owner, Pair, Peer, PgError, SERVICE, Server};
 use crate::pid1::{Pid1, is_alive};
-use arbiter::Witness;
+use arbiter::Enroller;
 use clients::Clients;
 use journal::Journal;
 use observe::Replication;
@@ -105,7 +104,7 @@ impl Driver {
     /// Runs until the supervisor is killed. `say` is told what it waits for until it has something to show.
     pub(crate) async fn run(mut self, say: &dyn Fn(&str)) -> Result<std::convert::Infallible, DriverError> {
         say("what is on its disk is looked at");
-        let identity = Identity::load_or_make(&membership::identity_path(&self.paths)?)?;
+        let identity = Rc::new(Identity::load_or_make(&membership::identity_path(&self.paths)?)?);
         let me = self.membership.role(&identity.public());
         let record = Rc::new(Record::open(&self.paths, &[DATABASE])?);
         let boot = self.boot().await?;
@@ -118,15 +117,12 @@ impl Driver {
         }
         let config = self.config(me);
         let (events, queue) = mpsc::channel(EVENTS_MAX);
-        let witness = match (config.voting, self.site.witness) {
-            (Voting::Arbiter, Some(address)) => {
-                let key = self.witness_key(&identity, boot, &record, &config, say).await?;
-                let cluster = self.membership.cluster;
-                let witness =
-                    Witness::new(&identity, key, address, cluster, config.lease_ms, events.clone())?;
-                Some(Rc::new(witness))
+        let (witness, enroller) = match self.enroller(&identity, &record, boot, &config) {
+            Some(enroller) => {
+                let key = self.witness_key(&enroller, say).await?;
+                (Some(Rc::new(enroller.witness(key, events.clone())?)), Some(Rc::new(enroller)))
             }
-            (Voting::Arbiter | Voting::Strict | Voting::PrimaryBiased | Voting::FenceDevice, _) => None,
+            None => (None, None),
         };
         let found = Found {
             mirror: record.mirror(),
@@ -162,7 +158,8 @@ impl Driver {
             spawn_local(found_when_nobody(seen.clone(), events.clone()));
         }
         spawn_local(tell_peer(facts.clone(), said));
-        spawn_local(self.screen(me, events.clone()).keep(self.shown.clone(), facts, peer_status));
+        let screen = self.screen(me, events.clone(), enroller);
+        spawn_local(screen.keep(self.shown.clone(), facts, peer_status));
         let (peer_key, listen) = (member.public(), self.membership.listen);
         spawn_local(async move {
             if let Err(error) = peer::hear(&identity, peer_key, listen, events, heard).await {
@@ -222,9 +219,9 @@ impl Driver {
         if me == Node::A { [own, peer] } else { [peer, own] }
     }
 
-    fn screen(&self, me: Node, orders: mpsc::Sender<Event>) -> Screen {
+    fn screen(&self, me: Node, orders: mpsc::Sender<Event>, enroller: Option<Rc<Enroller>>) -> Screen {
         let vips = self.site.vips.iter().map(|vip| vip.address.to_string()).collect();
-        Screen { me, names: self.names(me), vips, orders }
+        Screen { me, names: self.names(me), vips, orders, enroller }
     }
 
     /// The founder makes the first data; nobody is asked yet, and whoever wins the register later goes on with it.
@@ -235,30 +232,32 @@ impl Driver {
         }
     }
 
+    /// What goes to the witness; `None`: there is none.
+    fn enroller(
+        &self,
+        identity: &Rc<Identity>,
+        record: &Rc<Record>,
+        boot: BootId,
+        config: &Config,
+    ) -> Option<Enroller> {
+        let address = self.site.witness.filter(|_| config.voting == Voting::Arbiter)?;
+        let members = self.membership.keys(identity.public());
+        let (cluster, lease_ms) = (self.membership.cluster, config.lease_ms);
+        let (identity, record) = (Rc::clone(identity), Rc::clone(record));
+        Some(Enroller { identity, address, cluster, members, lease_ms, boot, record })
+    }
+
     /// The witness's key: known, or learnt by enrolling.
     async fn witness_key(
         &mut self,
-        identity: &Identity,
-        boot: BootId,
-        record: &Record,
-        config: &Config,
+        enroller: &Enroller,
         say: &dyn Fn(&str),
     ) -> Result<dyad_channel::PublicKey, DriverError> {
         if let Some(key) = self.membership.witness {
             return Ok(key);
         }
-        let (Some(address), code) = (self.site.witness, self.paths.at("/efi/dyad/witness.code")) else {
-            unreachable!("a witness is enrolled at where the site names one");
-        };
-        let registers = record.mirror().map(|mirror| mirror.registers).unwrap_or_default();
-        let statement = Statement {
-            cluster: self.membership.cluster,
-            members: self.membership.keys(identity.public()),
-            lease_ms: config.lease_ms,
-            boot,
-            mirror: registers.into_iter().collect(),
-        };
-        let key = arbiter::enroll(identity, address, &statement, &code, say).await?;
+        let code = self.paths.at("/efi/dyad/witness.code");
+        let key = arbiter::enroll(enroller, &code, say).await?;
         self.membership.witness = Some(key);
         self.membership.store(&self.paths)?;
         tracing::info!(witness = %key.id(), "enrolled at the witness");

@@ -1,5 +1,7 @@
 //! The pair as operators see it. On both nodes the first line says what losing a node now would cost.
 
+use std::rc::Rc;
+
 use dyad_api::operator::{NodeRow, Protection as Shows, ResourceRow, VipRow};
 use dyad_cluster::event::Event;
 use dyad_cluster::phase::Phase;
@@ -8,6 +10,7 @@ use dyad_cluster::report::Cause;
 use dyad_cluster::types::Node;
 use tokio::sync::{mpsc, watch};
 
+use super::arbiter::Enroller;
 use super::observe::Replication;
 use super::peer::{Level, Status};
 use super::run::View;
@@ -55,6 +58,8 @@ pub(crate) struct Shown {
     pub(crate) replication: Replication,
     /// Orders go here.
     pub(crate) orders: mpsc::Sender<Event>,
+    /// `None`: there is no witness.
+    pub(crate) enroller: Option<Rc<Enroller>>,
 }
 
 /// Everything that is seen of this node, as it comes in.
@@ -90,6 +95,7 @@ pub(crate) struct Screen {
     pub(crate) names: [String; 2],
     pub(crate) vips: Vec<String>,
     pub(crate) orders: mpsc::Sender<Event>,
+    pub(crate) enroller: Option<Rc<Enroller>>,
 }
 
 impl Screen {
@@ -111,6 +117,7 @@ impl Screen {
                 vips: self.vips.iter().cloned().zip(rows).collect(),
                 replication,
                 orders: self.orders.clone(),
+                enroller: self.enroller.clone(),
             }));
             tokio::select! {
                 changed = facts.changed() => if changed.is_err() { return },

@@ -10,7 +10,9 @@ pub(crate) fn cause(cause: Cause) -> &'static str {
         Cause::NotFounded => "the database has not been founded yet",
         Cause::ArbiterSilent => "the witness does not answer",
         Cause::ArbiterHeardOne => "the witness has not heard both nodes since it started, and grants nothing",
-        Cause::ArbiterAmnesia => "the witness knows less than the nodes: enrol it again",
+        Cause::ArbiterAmnesia => {
+            "the witness knows less than the nodes: enrol it again (`dyad-witness enroll` there, `dyadctl enroll CODE` here)"
+        }
         Cause::PeerSilent => "the other node does not answer",
         Cause::StandbyBehind => "the standby is not connected or behind",
         Cause::Flapping => "the standby was lost lately; protecting waits until the link is quiet",

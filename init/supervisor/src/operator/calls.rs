@@ -175,6 +175,7 @@ impl Context {
             Call::TakeOver(how) => self.take_over(how).await,
             Call::Events(which) => self.events(which).await,
             Call::Pair(code) => self.pair_by(code).await,
+            Call::Enroll(code) => self.enroll(code, caller).await,
             Call::Exec(exec) => self.exec(exec).await.map(|result| value(&result)),
         }
     }

@@ -8,13 +8,14 @@ use dyad_api::operator::{
     Request, ResourceName, SwitchOver, TakeOver,
 };
 use dyad_channel::operator::{Ask, Told};
+use dyad_channel::secret;
 use dyad_cluster::event::{Command, Event};
 use dyad_cluster::phase::Phase;
 use dyad_spec::site::Pairing;
 use serde_json::{Value, json};
 
 use super::calls::{Caller, Context, value};
-use crate::driver::{self, DATABASE, Shown};
+use crate::driver::{self, DATABASE, Membership, Shown};
 use crate::pairing::{self, Taken};
 
 const NOT_PAIRED: &str = "this node is not a member of a pair";
@@ -88,6 +89,34 @@ impl Context {
             self.order(control::Call::Restart { name: "supervisor".to_owned() }).await?;
         }
         Ok(value(&Code { code: Some(code) }))
+    }
+
+    /// Both nodes go to the witness with this code, one after the other; it grants again once both have come.
+    pub(super) async fn enroll(&self, Code { code }: Code, caller: &Caller) -> Result<Value, Failure> {
+        let Some(enroller) = self.member()?.enroller else {
+            return Err(refused("the site file names no witness"));
+        };
+        let usage = |why: String| Failure::new(FailureKind::Usage, why);
+        let text = code.ok_or_else(|| usage("a code is needed: `dyad-witness enroll` makes one".into()))?;
+        let secret = secret::Code::parse(text.trim()).map_err(|error| usage(error.to_string()))?.secret();
+        let failed = |why: String| Failure::new(FailureKind::Failed, why);
+        let key = enroller.bring(&secret).await.map_err(|why| failed(format!("the witness: {why}")))?;
+        let known = Membership::load(&self.paths).map_err(|error| failed(error.to_string()))?;
+        let mut membership = known.ok_or_else(|| refused(NOT_PAIRED))?;
+        let other = membership.witness != Some(key);
+        if other {
+            membership.witness = Some(key);
+            membership.store(&self.paths).map_err(|error| failed(error.to_string()))?;
+        }
+        tracing::info!(witness = %key.id(), other, "enrolled at the witness again");
+        if *caller != Caller::Peer {
+            self.forward(Call::Enroll(Code { code: Some(text) }), caller).await?;
+        }
+        if other {
+            // It is asked under its own key from the next start on.
+            return self.order(control::Call::Restart { name: "supervisor".to_owned() }).await;
+        }
+        Ok(json!({}))
     }
 
     pub(super) fn why(&self, of: &ResourceName) -> Result<Value, Failure> {

@@ -123,7 +123,8 @@ impl Witness {
         (child, address)
     }
 
-    fn code(&self) -> Vec<u8> {
+    /// A new one for an enrolment.
+    pub(crate) fn code(&self) -> Vec<u8> {
         let made = Command::new(program("dyad-witness"))
             .args(["enroll", "--state"])
             .arg(self.state.path())
