@@ -128,7 +128,10 @@ impl Context {
             Caller::Local => {}
             Caller::Operator(name) => tracing::info!(%name, ?call, "asked from another machine"),
             Caller::Peer
-                if matches!(call, Call::SwitchOver(_) | Call::Drain(_) | Call::Undrain(_) | Call::Check) => {}
+                if matches!(
+                    call,
+                    Call::SwitchOver(_) | Call::Drain(_) | Call::Undrain(_) | Call::Check | Call::Enroll(_)
+                ) => {}
             Caller::Peer => {
                 return Err(Failure::new(FailureKind::Refused, "the other node does not ask this"));
             }
