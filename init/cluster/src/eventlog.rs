@@ -15,7 +15,8 @@ use crate::types::{BootId, Tick};
 pub const MAGIC: [u8; 8] = *b"DyadLog1";
 /// Most bytes of one entry.
 pub const ENTRY_BYTES_MAX: usize = 256 << 10;
-const VERSION: u8 = 2;
+/// First byte of an entry's body.
+pub const VERSION: u8 = 2;
 const FRAME_BYTES: usize = 8;
 
 /// One record.

@@ -71,7 +71,7 @@ pub(crate) fn eventlog(data: &[u8]) {
     again(data);
     let mut sealed = eventlog::MAGIC.to_vec();
     sealed.extend((data.len() as u32 + 1).to_le_bytes());
-    let body = [&[1], data].concat();
+    let body = [&[eventlog::VERSION], data].concat();
     sealed.extend(crc32fast::hash(&body).to_le_bytes());
     sealed.extend(body);
     again(&sealed);
