@@ -77,7 +77,7 @@ impl Witness {
     }
 }
 
-/// Brings this node's part of a new enrolment, once there was one before: what it knows by then.
+/// Brings this node's part of an enrolment, the first one and later ones: what it knows by then.
 pub(crate) struct Enroller {
     pub(crate) identity: Rc<Identity>,
     pub(crate) address: SocketAddr,
