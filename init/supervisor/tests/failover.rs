@@ -155,6 +155,16 @@ fn without_a_witness_a_lost_holder_is_replaced_by_an_operators_word_alone() {
         let other = 1 - holder;
         cluster.wait_vips(holder);
         assert!(cluster.sql(holder, "create table ledger (id bigint primary key)").is_ok());
+        // Another witness in its place has a key of its own. An order that reached one node only is given again.
+        cluster.witness.replace();
+        assert_eq!(cluster.wait_for(Protection::Synced), holder);
+        let code = String::from_utf8(cluster.witness.code()).unwrap();
+        cluster.nodes[other].kill();
+        let half = enroll(cluster, holder, &code).unwrap_err().to_string();
+        assert!(half.contains("does not answer"), "{half}");
+        cluster.nodes[other].start();
+        cluster.wait("both enrolled", || enroll(cluster, holder, &code).is_ok().then_some(()));
+        assert_eq!(cluster.wait_for(Protection::Protected), holder);
         let watch = Watch::start(VIPS);
         cluster.witness.end();
         let writer = cluster.writer(holder, 0);
@@ -187,13 +197,9 @@ fn without_a_witness_a_lost_holder_is_replaced_by_an_operators_word_alone() {
                 (exposed && status.reason.contains("knows less than the nodes: enrol it again")).then_some(())
             });
         }
-        let enroll = |code: String| {
-            let call = Call::Enroll(Code { code: Some(code) });
-            cluster.nodes[other].client().call::<serde_json::Value>(call)
-        };
-        let wrong = enroll("7K3MQ-0RT5W-9XBDA-HJ2CP".into()).unwrap_err().to_string();
+        let wrong = enroll(cluster, other, "7K3MQ-0RT5W-9XBDA-HJ2CP").unwrap_err().to_string();
         assert!(wrong.contains("the witness: "), "{wrong}");
-        enroll(String::from_utf8(cluster.witness.code()).unwrap()).unwrap();
+        enroll(cluster, other, &String::from_utf8(cluster.witness.code()).unwrap()).unwrap();
         assert_eq!(cluster.wait_for(Protection::Protected), other);
         let all = ids(cluster, other);
         assert!(acknowledged.iter().all(|id| all.contains(id)));
@@ -202,6 +208,15 @@ fn without_a_witness_a_lost_holder_is_replaced_by_an_operators_word_alone() {
         VIPS.iter().for_each(|vip| assert_eq!(watch.holders(*vip), holders, "one after another, never two"));
         cluster.replay();
     });
+}
+
+/// `dyadctl enroll CODE` at a node.
+fn enroll(
+    cluster: &Cluster,
+    at: usize,
+    code: &str,
+) -> Result<serde_json::Value, impl std::error::Error + use<>> {
+    cluster.nodes[at].client().call(Call::Enroll(Code { code: Some(code.to_owned()) }))
 }
 
 #[test]

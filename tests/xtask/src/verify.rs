@@ -1,6 +1,7 @@
 //! `cargo xtask verify`: the README's test command and all that CI runs.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
 
@@ -49,6 +50,8 @@ const VM_TESTS: &str = "dyad-vm-tests";
 /// The package that builds whole images and compares them: like the other it needs the finished program.
 const IMAGE_TESTS: &str = "dyad-image-tests";
 
+/// The check without which no machine boots.
+const BUILD: &str = "release build";
 /// Histories of whole clusters that every run simulates; a million are `cargo xtask sim --seeds 0..1000000`.
 const SIMULATED: &str = "0..20000";
 /// Seeds within which each broken clause must be noticed.
@@ -61,7 +64,7 @@ pub(crate) fn run(root: &Path, vm: bool) -> Result<bool> {
         return Ok(true);
     }
     let before = sh::output(root, "git", &["status", "--porcelain"])?;
-    let mut checks = Checks::default();
+    let mut checks = Checks::start();
     let cargo = |args: &[&str]| sh::cargo(root, args);
     checks.add("format", cargo(&["fmt", "--all", "--check"]));
     checks.add(
@@ -76,14 +79,12 @@ pub(crate) fn run(root: &Path, vm: bool) -> Result<bool> {
     let programs = ["clippy", "--workspace", "--lib", "--bins", "--locked", "--"];
     checks.add("no unwrap in programs", cargo(&[&programs[..], &no_unwrap[..]].concat()));
     // Before the tests: one of the disk tests builds an image with the finished program.
-    let built = cargo(&["build", "--release", "--locked", "--bin", "dyad"]);
+    checks.add(BUILD, cargo(&["build", "--release", "--locked", "--bin", "dyad"]));
     let tests = ["test", "--workspace", "--locked", "--no-fail-fast"];
     checks.add("tests", cargo(&[&tests[..], &["--exclude", VM_TESTS, "--exclude", IMAGE_TESTS]].concat()));
     checks.add("simulated clusters", sim::run(root, &["sim", "--seeds", SIMULATED]));
     checks.add("mutations of the protocol", sim::run(root, &["mutate", "--seeds", MUTATED]));
-    let boots = vm && built.is_ok();
-    checks.add("release build", built);
-    if boots {
+    if vm && !checks.failed.iter().any(|(name, _)| *name == BUILD) {
         checks.add("first boot", first_boot(root));
         for (name, package) in [("whole images", IMAGE_TESTS), ("tests that boot machines", VM_TESTS)] {
             // One at a time: each builds on two processors or boots machines that are emulated on them.
@@ -100,15 +101,23 @@ pub(crate) fn run(root: &Path, vm: bool) -> Result<bool> {
     Ok(checks.told())
 }
 
-/// What passed and what did not, told together at the end.
-#[derive(Default)]
+/// What passed and what did not, told together at the end, each with the time since the one before it.
 struct Checks {
     passed: usize,
     failed: Vec<(&'static str, anyhow::Error)>,
+    times: Vec<(&'static str, Duration)>,
+    last: Instant,
 }
 
+#[allow(clippy::disallowed_methods, reason = "the report names the time of each check; none is judged by it")]
 impl Checks {
+    fn start() -> Self {
+        Checks { passed: 0, failed: Vec::new(), times: Vec::new(), last: Instant::now() }
+    }
+
     fn add(&mut self, name: &'static str, outcome: Result<()>) {
+        self.times.push((name, self.last.elapsed()));
+        self.last = Instant::now();
         match outcome {
             Ok(()) => self.passed += 1,
             Err(error) => {
@@ -121,6 +130,9 @@ impl Checks {
     /// True when nothing failed.
     fn told(&self) -> bool {
         println!();
+        for (name, time) in &self.times {
+            println!("{:>6} s  {name}", time.as_secs());
+        }
         for (name, error) in &self.failed {
             println!("verify: {name}: {error:#}");
         }

@@ -104,15 +104,14 @@ impl Context {
         let known = Membership::load(&self.paths).map_err(|error| failed(error.to_string()))?;
         let mut membership = known.ok_or_else(|| refused(NOT_PAIRED))?;
         let other = membership.witness != Some(key);
-        if other {
-            membership.witness = Some(key);
-            membership.store(&self.paths).map_err(|error| failed(error.to_string()))?;
-        }
         tracing::info!(witness = %key.id(), other, "enrolled at the witness again");
+        // Before its key is kept here: an order that reached one node only is given again, and must not find itself done.
         if *caller != Caller::Peer {
             self.forward(Call::Enroll(Code { code: Some(text) }), caller).await?;
         }
         if other {
+            membership.witness = Some(key);
+            membership.store(&self.paths).map_err(|error| failed(error.to_string()))?;
             // It is asked under its own key from the next start on.
             return self.order(control::Call::Restart { name: "supervisor".to_owned() }).await;
         }

@@ -99,6 +99,13 @@ impl Witness {
         self.child = Self::run(self.state.path(), &listen).0;
     }
 
+    /// SIGKILL, and one that has never run in its place.
+    pub(crate) fn replace(&mut self) {
+        self.end();
+        self.state = tempfile::tempdir().unwrap();
+        self.restart();
+    }
+
     /// SIGKILL.
     pub(crate) fn end(&mut self) {
         let _ = self.child.kill();
