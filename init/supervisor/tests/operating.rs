@@ -167,7 +167,17 @@ fn what_is_shown(cluster: &Cluster, holder: usize) {
     ] {
         assert_eq!([holder, other].map(|at| get(at, path)), wanted, "{path}");
     }
-    // PostgreSQL writes WAL of its own accord (running transactions, every 15 s): a look may fall into its flush.
+    metrics_at_rest(cluster, holder);
+    // Hundreds that say nothing keep nobody out, and a head without an end is refused.
+    let silent: Vec<TcpStream> =
+        (0..200).map(|_| TcpStream::connect(SocketAddr::new(Lan::address(holder), 8008)).unwrap()).collect();
+    assert_eq!(get(holder, "/primary"), 200);
+    drop(silent);
+    assert_eq!(http(holder, &format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(9_000))).0, 431);
+}
+
+/// PostgreSQL writes WAL of its own accord (running transactions, every 15 s): a look may fall into its flush.
+fn metrics_at_rest(cluster: &Cluster, holder: usize) {
     cluster.wait("the metrics of a pair at rest", || {
         let (status, body) = http(holder, "GET /metrics HTTP/1.1\r\n\r\n");
         assert_eq!(status, 200);
@@ -176,12 +186,6 @@ fn what_is_shown(cluster: &Cluster, holder: usize) {
         }
         body.lines().any(|found| found == "dyad_lag_bytes 0").then_some(())
     });
-    // Hundreds that say nothing keep nobody out, and a head without an end is refused.
-    let silent: Vec<TcpStream> =
-        (0..200).map(|_| TcpStream::connect(SocketAddr::new(Lan::address(holder), 8008)).unwrap()).collect();
-    assert_eq!(get(holder, "/primary"), 200);
-    drop(silent);
-    assert_eq!(http(holder, &format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(9_000))).0, 431);
 }
 
 fn what_is_refused(cluster: &Cluster, holder: usize) {
