@@ -71,6 +71,10 @@ pub struct UpArgs {
     /// Size of a node's disk in GiB (vm backend); the file is sparse
     #[arg(long, value_name = "GIB", default_value_t = 8, value_parser = clap::value_parser!(u32).range(2..=4096))]
     pub disk: u32,
+    /// Reach a node's disk through the NBD server on the unix socket DIR/NAME; the file it serves is nodes/NAME/disk.raw of
+    /// the lab's state (vm backend)
+    #[arg(long, value_name = "DIR")]
+    pub disks_at: Option<PathBuf>,
     /// Keep a node's data in DIR/NAME, which may be a file system of its own (container backend)
     #[arg(long, value_name = "DIR")]
     pub data_in: Option<PathBuf>,
@@ -101,6 +105,7 @@ impl Default for UpArgs {
             memory: 1024,
             cpus: 2,
             disk: 8,
+            disks_at: None,
             data_in: None,
             site: None,
             no_site: false,
@@ -193,6 +198,23 @@ pub enum LabCommand {
         a: Option<String>,
         /// The other
         b: Option<String>,
+    },
+    /// Pull a cable out of a node, until it is plugged in again or the node started
+    Unplug {
+        /// Node name
+        node: String,
+        /// `lan0`, `lan1`, `repl0` or `repl1`
+        nic: String,
+        /// Leave the carrier and lose every frame: what a bond's partner looks like that has stopped to speak LACP
+        #[arg(long)]
+        silent: bool,
+    },
+    /// Plug a cable in again
+    Plug {
+        /// Node name
+        node: String,
+        /// `lan0`, `lan1`, `repl0` or `repl1`
+        nic: String,
     },
     /// Ask a node's supervisor: status, services, credentials, logs
     Ctl {

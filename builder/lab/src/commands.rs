@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::cli::{LabArgs, LabCommand, UpArgs};
 use crate::clock::{self, Deadline};
-use crate::control::{Power, Request, Row, ask, ask_for, daemon_pid};
+use crate::control::{Cable, Power, Request, Row, ask, ask_for, daemon_pid};
 use crate::error::{AtPath, Doing, LabError, Result, refuse};
 use crate::process::Program;
 use crate::state::StateDir;
@@ -85,6 +85,11 @@ fn command_of(state: &StateDir, command: LabCommand, env: &LabEnv) -> Result<()>
         LabCommand::Stop { node } => plain(Request::Stop { node }),
         LabCommand::Cut { a, b, one_way } => plain(Request::Cut { from: a, to: b, one_way }),
         LabCommand::Heal { a, b } => plain(Request::Heal { pair: a.zip(b) }),
+        LabCommand::Unplug { node, nic, silent } => {
+            let cable = if silent { Cable::Silent } else { Cable::Unplugged };
+            plain(Request::Cable { node, nic, cable })
+        }
+        LabCommand::Plug { node, nic } => plain(Request::Cable { node, nic, cable: Cable::Plugged }),
         LabCommand::Ctl { node, args } => ctl::run(state, &node, &args),
         LabCommand::Down { keep } => down(state, keep),
         LabCommand::Daemon => daemon::run(state),

@@ -21,7 +21,7 @@ use serde_json::Value;
 
 use crate::cgroup;
 use crate::console::Console;
-use crate::control::Power;
+use crate::control::{Cable, Power};
 use crate::error::{AtPath, Doing, LabError, Result, refuse};
 use crate::inside::{self, GO, REBOOT, Spec, UNSHARED};
 use crate::member::{Attach, Body, Ended, Kind, signal};
@@ -192,6 +192,11 @@ impl Body for Running {
     fn resume(&self, _: Power) -> Result<()> {
         cgroup::freeze(&self.cgroup, false)?;
         self.network.silence(&self.name, false)
+    }
+
+    fn cable(&self, role: Role, cable: Cable) -> Result<()> {
+        let nics = Role::ALL.iter().zip(&self.ports).filter(|(of, _)| **of == role);
+        nics.map(|(_, port)| port).try_for_each(|port| self.network.cable(port, cable))
     }
 
     /// PID 1 was there before the body.

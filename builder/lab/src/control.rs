@@ -35,6 +35,8 @@ pub(crate) enum Request {
     Cut { from: String, to: String, one_way: bool },
     /// Undo the cuts between two, or all.
     Heal { pair: Option<(String, String)> },
+    /// Plug a node's cable in, pull it, or let it carry nothing.
+    Cable { node: String, nic: String, cable: Cable },
     /// Turns the connection into the node's serial console.
     Console { node: String },
     /// Forwards a call to the node's supervisor; answered by its answer.
@@ -65,6 +67,18 @@ pub(crate) enum Power {
     Paused,
     /// Stopped with its clock.
     ClockStopped,
+}
+
+/// How the cable of a NIC is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Cable {
+    /// It carries frames.
+    Plugged,
+    /// No carrier.
+    Unplugged,
+    /// A carrier, and every frame is lost.
+    Silent,
 }
 
 /// A cut: nothing that `from` sends reaches `to`.

@@ -24,7 +24,7 @@ use crate::network::{Cut, Network};
 use crate::node::{Slot, Starter};
 use crate::process::Launch;
 use crate::state::{BackendFile, LabFile, StateDir};
-use crate::topology::{HOST, Node, WITNESS};
+use crate::topology::{HOST, Node, Role, WITNESS};
 use crate::vm::Vm;
 use crate::witness::Witness;
 use crate::{cgroup, namespace, root};
@@ -145,6 +145,17 @@ fn kinds(state: &StateDir, file: &LabFile, network: &Arc<Network>) -> Vec<Box<dy
     kinds
 }
 
+/// The NIC of this name.
+fn role(name: &str) -> Result<Role> {
+    match Role::ALL.into_iter().find(|role| role.name() == name) {
+        Some(role) => Ok(role),
+        None => {
+            let known = Role::ALL.map(Role::name).join(", ");
+            refuse(format!("a node has no NIC {name:?}; it has {known}"))
+        }
+    }
+}
+
 fn work(lab: &Lab, jobs: &Receiver<Job>) {
     for job in jobs {
         match job {
@@ -243,6 +254,7 @@ impl Lab {
             }
             Request::Heal { pair: Some((a, b)) } => self.network.heal(&self.both_ways(a, b)?)?,
             Request::Heal { pair: None } => self.network.heal_all()?,
+            Request::Cable { node, nic, cable } => self.member(&node)?.cable(role(&nic)?, cable)?,
             Request::Operator { node, call } => return self.member(&node)?.call(call),
             Request::Console { .. } | Request::Down => {}
         }

@@ -49,6 +49,8 @@ pub(crate) struct Setup {
     pub(crate) accel: Accel,
     /// Memory of a machine.
     pub(crate) memory_mib: u32,
+    /// Where an NBD server listens for each node's disk, on a socket of its name; files otherwise.
+    pub(crate) disks_at: Option<PathBuf>,
     /// Processors of a machine.
     pub(crate) cpus: u8,
 }
@@ -98,10 +100,19 @@ fn arguments(setup: &Setup, node: Node, dir: &Path, fds: &[i32]) -> Vec<OsString
     args.pair("-machine", format!("q35,accel={}", setup.accel.name())).pair("-cpu", "max");
     args.pair("-smp", setup.cpus.to_string()).pair("-m", setup.memory_mib.to_string());
     let flash = "if=pflash,format=raw,unit=";
-    args.pair("-drive", with_file(&format!("{flash}0,readonly=on"), &setup.firmware_code));
-    args.pair("-drive", with_file(&format!("{flash}1"), &dir.join("vars.fd")));
-    let disk = "if=none,id=disk,format=raw,discard=unmap,detect-zeroes=unmap";
-    args.pair("-drive", with_file(disk, &dir.join("disk.raw")));
+    args.pair("-drive", with_path(&format!("{flash}0,readonly=on,file="), &setup.firmware_code));
+    args.pair("-drive", with_path(&format!("{flash}1,file="), &dir.join("vars.fd")));
+    let disk = "if=none,id=disk,format=raw,discard=unmap,detect-zeroes=unmap,";
+    args.pair(
+        "-drive",
+        match &setup.disks_at {
+            None => with_path(&format!("{disk}file="), &dir.join("disk.raw")),
+            Some(at) => {
+                let server = format!("{disk}file.driver=nbd,file.server.type=unix,file.server.path=");
+                with_path(&server, &at.join(node.name()))
+            }
+        },
+    );
     // The boot index also keeps the firmware from trying the network first.
     args.pair("-device", "virtio-blk-pci,drive=disk,serial=dyad-disk,bootindex=0");
     for (role, fd) in Role::ALL.iter().zip(fds) {
@@ -124,9 +135,9 @@ fn arguments(setup: &Setup, node: Node, dir: &Path, fds: &[i32]) -> Vec<OsString
 }
 
 /// QEMU's option lists take a comma in a value when it is doubled.
-fn with_file(options: &str, path: &Path) -> OsString {
+fn with_path(options: &str, path: &Path) -> OsString {
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
-    let mut value = format!("{options},file=").into_bytes();
+    let mut value = options.as_bytes().to_vec();
     for byte in path.as_os_str().as_bytes() {
         value.push(*byte);
         if *byte == b',' {
@@ -165,6 +176,7 @@ mod tests {
             firmware_vars: "/fw/vars.fd".into(),
             accel: Accel::Tcg,
             memory_mib: 1024,
+            disks_at: None,
             cpus: 2,
         };
         let args = arguments(&setup, Node(1), Path::new("/a,b"), &[10, 11, 12, 13, 14, 15, 16]);
@@ -178,6 +190,13 @@ mod tests {
             all.contains("id=serial,fd=14")
                 && all.contains("id=operator,fd=15")
                 && all.contains("id=qmp,fd=16")
+        );
+        let served = Setup { disks_at: Some("/s,t".into()), ..setup };
+        let args = arguments(&served, Node(1), Path::new("/a"), &[10, 11, 12, 13, 14, 15, 16]);
+        let disk = args.iter().filter_map(|a| a.to_str()).find(|a| a.contains("id=disk")).unwrap();
+        assert!(
+            disk.ends_with("file.driver=nbd,file.server.type=unix,file.server.path=/s,,t/node-b"),
+            "{disk}"
         );
         assert!(all.contains("q35,accel=tcg") && !text.contains(&"-L"));
     }

@@ -9,9 +9,10 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::console::Console;
-use crate::control::Power;
+use crate::control::{Cable, Power};
 use crate::error::{Doing, Result};
 use crate::process::Launch;
+use crate::topology::Role;
 
 /// A member that can be started again and again.
 pub(crate) trait Kind: Send + Sync {
@@ -36,6 +37,8 @@ pub(crate) trait Body: Send + Sync {
     fn pause(&self, stop_clock: bool) -> Result<()>;
     /// Lets it run on. `power` is how it stands still.
     fn resume(&self, power: Power) -> Result<()>;
+    /// Plugs a cable in, pulls it, or lets it carry nothing.
+    fn cable(&self, role: Role, cable: Cable) -> Result<()>;
     /// Waits until it can be said whether the start went well.
     fn confirm(&self) -> Result<()>;
     /// Whether its supervisor can be asked.

@@ -209,6 +209,15 @@ impl Netlink {
         }
     }
 
+    /// Sets an interface up or down; the other end of its pair has a carrier or none.
+    pub(crate) fn carrier(&self, interface: &str, up: bool) -> Result<()> {
+        let mut link = LinkMessage::default();
+        link.header.index = index(interface)?;
+        link.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
+        link.header.change_mask = LinkFlags::Up;
+        self.request("plug a cable of the lab in or out", RouteNetlinkMessage::SetLink(link), 0)
+    }
+
     fn up(&self, interface: &str, extra: LinkFlags) -> Result<()> {
         let mut link = LinkMessage::default();
         link.header.index = index(interface)?;

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::control::Cable;
 use crate::error::{Result, refuse};
 use crate::netlink::{self, Far, Netlink};
 use crate::process::Program;
@@ -41,6 +42,8 @@ struct State {
     cuts: BTreeSet<Cut>,
     /// Members that stand still: the kernel would answer for them.
     silent: BTreeSet<String>,
+    /// Ports that lose every frame.
+    mute: BTreeSet<String>,
 }
 
 /// A port made by [`Network::plug`].
@@ -103,7 +106,12 @@ impl Network {
         match (self, port) {
             (Network::Switch(relay), Plugged::Port(port)) => relay.unplug(*port),
             // It went with the namespace at its other end, or goes when its name is wanted again.
-            (Network::Bridges(_), Plugged::Interface(name)) => {
+            (Network::Bridges(bridges), Plugged::Interface(name)) => {
+                if bridges.lock().mute.contains(name)
+                    && let Err(e) = bridges.mute(name, false)
+                {
+                    eprintln!("daemon: {name}: {e}");
+                }
                 let _ = Netlink::open().and_then(|n| n.remove(name));
             }
             (Network::Switch(_), Plugged::Interface(_)) | (Network::Bridges(_), Plugged::Port(_)) => {}
@@ -153,6 +161,19 @@ impl Network {
         }
     }
 
+    /// Plugs the cable of a port in, pulls it, or lets it carry nothing.
+    pub(crate) fn cable(&self, port: &Plugged, cable: Cable) -> Result<()> {
+        match (self, port) {
+            (Network::Bridges(bridges), Plugged::Interface(name)) => {
+                bridges.mute(name, cable == Cable::Silent)?;
+                Netlink::open()?.carrier(name, cable != Cable::Unplugged)
+            }
+            (Network::Switch(_), _) | (_, Plugged::Port(_)) => {
+                refuse("the cable of a machine's NIC is pulled at the machine")
+            }
+        }
+    }
+
     /// The cuts in force.
     pub(crate) fn cuts(&self) -> Vec<Cut> {
         match self {
@@ -167,6 +188,14 @@ impl Network {
 impl Bridges {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Drops every frame from and to a port, or no longer.
+    fn mute(&self, port: &str, mute: bool) -> Result<()> {
+        self.change(|state| {
+            state.mute.remove(port);
+            state.mute.extend(mute.then(|| port.to_owned()));
+        })
     }
 
     /// One transaction of the packet filter, or no change.
@@ -194,8 +223,8 @@ fn rules(state: &State) -> String {
     for (from, to) in &state.cuts {
         rule(format!("iifname \"{}\" oifname \"{}\"", port_name(from, "*"), port_name(to, "*")));
     }
-    for member in &state.silent {
-        let ports = port_name(member, "*");
+    let silent = state.silent.iter().map(|member| port_name(member, "*"));
+    for ports in silent.chain(state.mute.iter().cloned()) {
         rule(format!("iifname \"{ports}\""));
         rule(format!("oifname \"{ports}\""));
     }
@@ -210,13 +239,19 @@ mod tests {
     fn a_cut_is_one_rule_in_one_direction() {
         let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
         let cuts = BTreeSet::from([pair("node-a", "witness")]);
-        let state = State { cuts, silent: BTreeSet::from(["node-b".to_owned()]) };
+        let state = State {
+            cuts,
+            silent: BTreeSet::from(["node-b".to_owned()]),
+            mute: BTreeSet::from(["node-a-repl0".to_owned()]),
+        };
         assert_eq!(
             rules(&state).strip_prefix(NFT_EMPTY),
             Some(
                 "; add rule bridge lab cuts iifname \"node-a-*\" oifname \"witness-*\" drop\
                  ; add rule bridge lab cuts iifname \"node-b-*\" drop\
-                 ; add rule bridge lab cuts oifname \"node-b-*\" drop"
+                 ; add rule bridge lab cuts oifname \"node-b-*\" drop\
+                 ; add rule bridge lab cuts iifname \"node-a-repl0\" drop\
+                 ; add rule bridge lab cuts oifname \"node-a-repl0\" drop"
             )
         );
         assert_eq!(rules(&State::default()), NFT_EMPTY);

@@ -12,10 +12,11 @@ use serde_json::Value;
 
 use crate::clock::Deadline;
 use crate::console::Console;
-use crate::control::{Power, Row};
+use crate::control::{Cable, Power, Row};
 use crate::error::{Doing, LabError, Result, refuse};
 use crate::member::{Body, Ended, Kind};
 use crate::process::Launch;
+use crate::topology::Role;
 
 /// How long an orderly stop may take: PID 1's own shutdown deadline and the slowness of TCG.
 const STOP_WAIT: Duration = Duration::from_secs(120);
@@ -204,6 +205,11 @@ impl Slot {
             r.power = Power::On;
             Ok(())
         })
+    }
+
+    /// Plugs one of its cables in, pulls it, or lets it carry nothing.
+    pub(crate) fn cable(&self, role: Role, cable: Cable) -> Result<()> {
+        self.with(|r| r.body.cable(role, cable))
     }
 
     /// The console of the running member.

@@ -134,6 +134,9 @@ impl Host {
             Backend::Vm if args.data_in.is_some() => {
                 refuse("--data-in is for containers: a machine's data is on its disk (--disk)")
             }
+            Backend::Container if args.disks_at.is_some() => {
+                refuse("--disks-at is for machines: a container has no disk of its own (--data-in)")
+            }
             Backend::Vm => Ok(Host::Vm { qemu: tools::qemu(say)?, firmware: tools::firmware(say)? }),
             Backend::Container => {
                 let grant = Grant::find()?;
@@ -171,6 +174,7 @@ fn machines_ready(
         firmware_vars: firmware.vars,
         accel,
         memory_mib: args.memory,
+        disks_at: args.disks_at.clone(),
         cpus: args.cpus,
     };
     let kept = disks(state, args, image, &setup, sites)?;

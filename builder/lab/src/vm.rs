@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::console::Console;
-use crate::control::Power;
+use crate::control::{Cable, Power};
 use crate::error::{Doing, LabError, Result, refuse};
 use crate::machine::{OPERATOR_PORT, Setup, Sockets, prepare};
 use crate::member::{Attach, Body, Ended, Kind, signal};
@@ -127,6 +127,15 @@ impl Body for Machine {
             Power::ClockStopped => self.qmp.execute("cont", json!({})).map(drop),
             Power::Paused | Power::On | Power::Off => signal(self.pid, Signal::SIGCONT),
         }
+    }
+
+    fn cable(&self, role: Role, cable: Cable) -> Result<()> {
+        let nics = Role::ALL.iter().zip(&self.ports);
+        for (_, port) in nics.filter(|(of, _)| **of == role) {
+            self.relay.with_fabric(|fabric| fabric.mute(*port, cable == Cable::Silent));
+        }
+        let up = cable != Cable::Unplugged;
+        self.qmp.execute("set_link", json!({"name": role.name(), "up": up})).map(drop)
     }
 
     /// QEMU answers once its arguments were accepted and its devices exist.

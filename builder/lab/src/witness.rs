@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::console::Console;
 use crate::container::{hidden, meet};
-use crate::control::Power;
+use crate::control::{Cable, Power};
 use crate::error::{AtPath, Doing, Result, refuse};
 use crate::inside::Station;
 use crate::member::{Attach, Body, Ended, Kind, signal};
@@ -21,7 +21,7 @@ use crate::netlink::Far;
 use crate::network::{Network, Plugged};
 use crate::process::Launch;
 use crate::switch::fabric::Link;
-use crate::topology::{LAN_PREFIX_V4, LAN_PREFIX_V6, WITNESS, WITNESS_MAC, WITNESS_V4, WITNESS_V6};
+use crate::topology::{LAN_PREFIX_V4, LAN_PREFIX_V6, Role, WITNESS, WITNESS_MAC, WITNESS_V4, WITNESS_V6};
 
 /// Its port, TCP.
 pub(crate) const PORT: u16 = 7400;
@@ -101,6 +101,10 @@ impl Body for Running {
     fn resume(&self, _: Power) -> Result<()> {
         signal(self.pid, Signal::SIGCONT)?;
         self.network.silence(WITNESS, false)
+    }
+
+    fn cable(&self, _: Role, _: Cable) -> Result<()> {
+        refuse("the witness has one port and no cables to choose from; `dyad lab cut` cuts it off")
     }
 
     fn confirm(&self) -> Result<()> {

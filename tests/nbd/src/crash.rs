@@ -8,6 +8,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
 use crate::log::Record;
+use crate::random::next;
 
 const SECTOR: u64 = 512;
 /// Random selections over the whole recording, at least, and for each write.
@@ -170,12 +171,6 @@ impl Seek for View<'_> {
         self.at = from.checked_add_signed(by).ok_or(io::ErrorKind::InvalidInput)?;
         Ok(self.at)
     }
-}
-
-fn next(mut random: u64) -> u64 {
-    random ^= random << 13;
-    random ^= random >> 7;
-    random ^ random << 17
 }
 
 /// What is needed to restore a range; stretches of zeroes are not kept.

@@ -1,13 +1,11 @@
 //! The server: NBD's fixed newstyle handshake and simple replies, one client after the other, on a unix socket.
 
-use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
 
 use crate::log::Record;
+use crate::medium::Medium;
 
 const MAGIC: u64 = 0x4e42_444d_4147_4943;
 const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
@@ -30,44 +28,33 @@ const INVALID: u32 = 22;
 /// Longest request that is read into memory.
 const REQUEST_BYTES_MAX: u32 = 64 << 20;
 
-/// What was written so far; shared with the serving thread.
-pub type Log = Arc<Mutex<Vec<Record>>>;
-
-/// Serves a file on a socket until the process ends or the client disconnects; every write goes to the file and the log.
-#[derive(Debug)]
-pub struct Server {
-    disk: File,
-    bytes: u64,
-    log: Log,
+/// Answers clients of this socket one after the other, in a thread of its own, until the process ends.
+pub fn start(medium: impl Medium + 'static, socket: &Path) -> io::Result<()> {
+    let listener = UnixListener::bind(socket)?;
+    let mut server = Server { medium, bytes: 0 };
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            // A client that went away, or that speaks something else, makes room for the next one.
+            let ended = server.client(client);
+            if let Err(error) = server.medium.ended(ended.is_ok()).and(ended)
+                && error.kind() != io::ErrorKind::UnexpectedEof
+            {
+                eprintln!("nbd: a client was left: {error}");
+            }
+        }
+    });
+    Ok(())
 }
 
-impl Server {
-    /// For a disk whose size is that of the file.
-    pub fn new(disk: File) -> io::Result<Self> {
-        let bytes = disk.metadata()?.len();
-        Ok(Self { disk, bytes, log: Log::default() })
-    }
+struct Server<M> {
+    medium: M,
+    /// Size of the disk, as the present client was told.
+    bytes: u64,
+}
 
-    /// What it records.
-    pub fn log(&self) -> Log {
-        Arc::clone(&self.log)
-    }
-
-    /// Answers clients of this socket, in a thread of its own.
-    pub fn start(self, socket: &Path) -> io::Result<()> {
-        let listener = UnixListener::bind(socket)?;
-        std::thread::spawn(move || {
-            for client in listener.incoming().flatten() {
-                // A client that went away, or that speaks something else, makes room for the next one.
-                if let Err(error) = self.client(client) {
-                    eprintln!("nbd: a client was left: {error}");
-                }
-            }
-        });
-        Ok(())
-    }
-
-    fn client(&self, mut client: UnixStream) -> io::Result<()> {
+impl<M: Medium> Server<M> {
+    fn client(&mut self, mut client: UnixStream) -> io::Result<()> {
+        self.bytes = self.medium.begun()?;
         client.write_all(
             &[&MAGIC.to_be_bytes()[..], &OPTION_MAGIC.to_be_bytes(), &HANDSHAKE_FLAGS.to_be_bytes()].concat(),
         )?;
@@ -113,7 +100,7 @@ impl Server {
     }
 
     /// False: the client is done.
-    fn request(&self, client: &mut UnixStream) -> io::Result<bool> {
+    fn request(&mut self, client: &mut UnixStream) -> io::Result<bool> {
         if u32(client)? != REQUEST_MAGIC {
             return Err(io::ErrorKind::InvalidData.into());
         }
@@ -129,7 +116,7 @@ impl Server {
         match kind {
             0 if fits && length <= REQUEST_BYTES_MAX => {
                 data.resize(length as usize, 0);
-                self.disk.read_exact_at(&mut data, at)?;
+                self.medium.read(at, &mut data)?;
             }
             1 => {
                 let mut bytes = vec![0; length.min(REQUEST_BYTES_MAX) as usize];
@@ -150,15 +137,10 @@ impl Server {
         Ok(true)
     }
 
-    fn record(&self, record: Record, flags: u16) -> io::Result<()> {
-        record.apply(&self.disk)?;
-        let mut log = self.log.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        log.push(record);
-        if flags & FUA != 0 {
-            // Taken for a flush of everything, as all of it is stable when a write after it is.
-            log.push(Record::Flush);
-        }
-        Ok(())
+    fn record(&mut self, record: Record, flags: u16) -> io::Result<()> {
+        self.medium.record(record)?;
+        // Taken for a flush of everything, as all of it is stable when a write after it is.
+        if flags & FUA != 0 { self.medium.record(Record::Flush) } else { Ok(()) }
     }
 }
 

@@ -19,7 +19,8 @@ use std::time::{Duration, Instant};
 use dyad_gpt::{Found, Partition};
 use dyad_nbd_tests::crash::{Replay, Selection, View};
 use dyad_nbd_tests::log::Record;
-use dyad_nbd_tests::server::Server;
+use dyad_nbd_tests::medium::Recorder;
+use dyad_nbd_tests::server;
 
 const MIB: u64 = 1 << 20;
 const DISK_BYTES: u64 = 5 << 30;
@@ -131,10 +132,10 @@ fn boot(drive: &str, dir: &Path, what: &str) {
 /// Boots once on the disk that forgets; what was written.
 fn record(image: &Path, dir: &Path) -> Vec<Record> {
     let disk = copy(image, &dir.join("recorded"));
-    let server = Server::new(disk).expect("a disk");
-    let log = server.log();
+    let recorder = Recorder::new(disk);
+    let log = recorder.log();
     let socket = dir.join("nbd");
-    server.start(&socket).expect("a socket");
+    server::start(recorder, &socket).expect("a socket");
     boot(
         &format!("file.driver=nbd,file.server.type=unix,file.server.path={}", text(&socket)),
         dir,

@@ -37,6 +37,7 @@ pub(crate) struct Fabric {
     table: HashMap<[u8; 6], (PortId, Duration)>,
     cuts: BTreeSet<(Arc<str>, Arc<str>)>,
     silent: BTreeSet<Arc<str>>,
+    mute: BTreeSet<PortId>,
     next: PortId,
 }
 
@@ -51,6 +52,7 @@ impl Fabric {
     /// Unplugs a port and forgets what was learned behind it.
     pub(crate) fn remove(&mut self, port: PortId) {
         self.ports.remove(&port);
+        self.mute.remove(&port);
         self.table.retain(|_, (p, _)| *p != port);
     }
 
@@ -63,6 +65,12 @@ impl Fabric {
     pub(crate) fn silence(&mut self, owner: &str, silent: bool) {
         self.silent.remove(owner);
         self.silent.extend(silent.then(|| Arc::from(owner)));
+    }
+
+    /// Drops every frame from and to a port, or no longer.
+    pub(crate) fn mute(&mut self, port: PortId, mute: bool) {
+        self.mute.remove(&port);
+        self.mute.extend(mute.then_some(port));
     }
 
     /// The cuts in force as (from, to).
@@ -88,6 +96,9 @@ impl Fabric {
                 self.learn(source, from, now);
                 self.lan_targets(from, to, now, out);
             }
+        }
+        if !self.mute.is_empty() {
+            out.retain(|id| ![&from, id].iter().any(|port| self.mute.contains(*port)));
         }
         let owner = &self.ports[&from].owner;
         if !self.silent.is_empty() {
@@ -235,6 +246,17 @@ mod tests {
         assert_eq!(l.sent(l.host, &frame(ALL, B0), 0), [l.b]);
         l.fabric.silence("node-a", false);
         assert_eq!(l.sent(l.wire[0], &frame(ALL, A0), 0), [l.wire[1]]);
+    }
+
+    #[test]
+    fn a_mute_port_neither_speaks_nor_hears() {
+        let mut l = lab();
+        l.fabric.mute(l.wire[0], true);
+        assert_eq!(l.sent(l.wire[0], &frame(LACP, A0), 0), NOBODY);
+        assert_eq!(l.sent(l.wire[1], &frame(LACP, B0), 0), NOBODY);
+        assert_eq!(l.sent(l.a[0], &frame(ALL, A0), 0), [l.a[1], l.b, l.host], "its owner's other ports do");
+        l.fabric.mute(l.wire[0], false);
+        assert_eq!(l.sent(l.wire[1], &frame(LACP, B0), 0), [l.wire[0]]);
     }
 
     #[test]
