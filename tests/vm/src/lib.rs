@@ -103,7 +103,12 @@ impl Lab {
 
     /// A lab of a disk image that was built before.
     pub fn of_image(raw: &Path, nodes: u32, options: &[&str]) -> Lab {
-        let lab = Lab { state: TempDir::new().expect("a temporary directory can be made") };
+        Lab::in_place(TempDir::new().expect("a temporary directory can be made"), raw, nodes, options)
+    }
+
+    /// [`Lab::of_image`] with its state in this directory.
+    pub fn in_place(state: TempDir, raw: &Path, nodes: u32, options: &[&str]) -> Lab {
+        let lab = Lab { state };
         let (raw, nodes) = (raw.to_str().expect("test paths are UTF-8"), nodes.to_string());
         lab.ok(&[&["up", "--image", raw, "--nodes", &nodes], options].concat());
         lab

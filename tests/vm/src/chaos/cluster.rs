@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::disks::Disks;
 use super::inject::{ADDRESSES, Injector, Knowledge, NODES};
 use super::judge::Judge;
 use super::ledger::{Access, Ack, Ledger};
@@ -35,17 +36,25 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    pub(crate) fn build() -> Self {
+    /// Machines are reached from inside through the test agent; of containers all is seen from outside.
+    pub(crate) fn build(backend: Backend) -> Self {
         let dir = TempDir::new().expect("a temporary directory can be made");
-        let out = dir.path().to_str().expect("test paths are UTF-8");
-        crate::stdout("dyad build", &crate::run(&["build", "images/lab.toml", "--out", out], &[]));
-        let raw =
-            secrets::files(dir.path()).into_iter().find(|path| path.extension().is_some_and(|e| e == "raw"));
+        let definition = match backend {
+            Backend::Container => crate::root().join("images/lab.toml"),
+            Backend::Vm => crate::with_test_agent("lab", dir.path()),
+        };
+        let out = dir.path().join("out");
+        let [definition, out] =
+            [&definition, &out].map(|path| path.to_str().expect("test paths are UTF-8").to_owned());
+        crate::stdout("dyad build", &crate::run(&["build", &definition, "--out", &out], &[]));
+        let raw = secrets::files(out.as_ref())
+            .into_iter()
+            .find(|path| path.extension().is_some_and(|e| e == "raw"));
         Self { raw: raw.expect("a build leaves a raw image"), _dir: dir }
     }
 }
 
-/// Fields are dropped in this order: clients end before their lab, and that before its volumes.
+/// Fields are dropped in this order: clients end before their lab, and that before its volumes and disks.
 pub(crate) struct Cluster {
     ledger: Ledger,
     access: Access,
@@ -57,6 +66,8 @@ pub(crate) struct Cluster {
     last: Vec<Ack>,
     pub(crate) lab: Lab,
     pub(crate) volumes: Option<Volumes>,
+    /// Of machines.
+    disks: Option<Disks>,
 }
 
 impl Cluster {
@@ -65,14 +76,28 @@ impl Cluster {
         let mut options = backend.options().to_vec();
         let place = volumes.as_ref().map(|volumes| volumes.dir().to_str().expect("test paths are UTF-8"));
         options.extend(place.iter().flat_map(|place| ["--data-in", place]));
-        let lab = Lab::of_image(&image.raw, 2, &options);
+        let state = TempDir::new().expect("a temporary directory can be made");
+        let disks = (backend == Backend::Vm).then(|| Disks::serve(state.path()));
+        let place = disks.as_ref().map(|disks| disks.dir().to_str().expect("test paths are UTF-8"));
+        options.extend(place.iter().flat_map(|place| ["--disks-at", place]));
+        let lab = Lab::in_place(state, &image.raw, 2, &options);
         lab.sql("create table ledger (id bigint primary key)");
         lab.sql("create table tail (id bigint primary key, words text)");
         let access = Access::of(&lab);
         let hosts = [("10.77.0.100", None), (ADDRESSES[0], Some(NODES[0])), (ADDRESSES[1], Some(NODES[1]))];
         let ledger = Ledger::start(&access, &hosts);
         let watch = Watch::start(&lab);
-        Self { ledger, access, watch, judge: Judge::default(), holder: 0, last: Vec::new(), lab, volumes }
+        Self {
+            ledger,
+            access,
+            watch,
+            judge: Judge::default(),
+            holder: 0,
+            last: Vec::new(),
+            lab,
+            volumes,
+            disks,
+        }
     }
 
     pub(crate) fn hands(&self) -> Injector<'_> {
@@ -115,6 +140,9 @@ impl Cluster {
         self.judged(protected.is_some(), &mut told.found);
         told.takeovers = self.judge.timeline().saturating_sub(before.0.max(1));
         told.steps = self.judge.steps() - before.1;
+        if let Some(disks) = &self.disks {
+            (told.unflushed, told.lost) = disks.take_losses();
+        }
     }
 
     /// What was written in this round, and some more if clients get through.

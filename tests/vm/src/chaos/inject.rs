@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::clock;
 use super::ledger::Access;
-use super::plan::{Fault, Process, Room, Who};
+use super::plan::{Cable, Fault, Process, Room, Who};
 use super::volumes::Volumes;
 use crate::{Lab, processes};
 
@@ -24,8 +24,11 @@ const HOST: &str = "host";
 const LATER: Duration = Duration::from_secs(3);
 const FLAP: Duration = Duration::from_millis(700);
 const FLAPS: u32 = 4;
-/// Interfaces of a node, as the lab names their other ends.
-const LINKS: [&str; 4] = ["lan0", "lan1", "repl0", "repl1"];
+/// The cables of a node: to its clients, and to the other node.
+const LAN: [&str; 2] = ["lan0", "lan1"];
+const WIRES: [&str; 2] = ["repl0", "repl1"];
+/// The kernel stands still for ever, and only the watchdog's hardware ends that.
+const HANGS: &str = "echo 0 > /proc/sys/kernel/panic; echo c > /proc/sysrq-trigger";
 /// Every fifth frame from and to a node (`NODE` stands for it) is lost.
 const LOSSY: &str = "add table bridge noise; add chain bridge noise frames \
      { type filter hook forward priority 10; policy accept; }; \
@@ -119,11 +122,11 @@ impl<'a> Injector<'a> {
                 self.cut_one_way(&[other(who), WITNESS, HOST].map(|far| (far, one(who)))).then_some(heal)
             }
             Fault::Flapping => self.flap(),
-            Fault::ClientLan(who) => {
-                self.cable(one(who), false);
-                let node = one(who);
-                Some(Box::new(move |hands| hands.cable(node, true)))
-            }
+            Fault::ClientLan(who) => self.unplug(one(who), &LAN, &[]),
+            Fault::Member(who, Cable::Lan) => self.unplug(one(who), &LAN[..1], &[]),
+            Fault::Member(who, Cable::Wire) => self.unplug(one(who), &WIRES[..1], &[]),
+            Fault::Partner(who) => self.unplug(one(who), &WIRES, &["--silent"]),
+            Fault::KernelHangs(who) => self.kernel_hangs(one(who)),
             Fault::Ends(who, process) => {
                 self.signal(one(who), process, Signal::KILL)?;
                 Some(Box::new(|_| {}))
@@ -187,13 +190,13 @@ impl<'a> Injector<'a> {
             self.lab.run(&all).status.success()
         };
         // A node that is off has no cables.
-        LINKS.iter().all(|link| set(link)).then(|| -> Undo { Box::new(|hands| hands.quiet()) })
+        cables().all(set).then(|| -> Undo { Box::new(|hands| hands.quiet()) })
     }
 
     /// Frames are neither lost nor late any more.
     fn quiet(&self) {
         // Refused where nothing was: a node that is off, a table that is not there.
-        let ports = NODES.iter().flat_map(|node| LINKS.map(|link| format!("{node}-{link}")));
+        let ports = NODES.iter().flat_map(|node| cables().map(move |link| format!("{node}-{link}")));
         let script: String = ports.map(|port| format!("/usr/sbin/tc qdisc del dev {port} root; ")).collect();
         let script = script + "/usr/sbin/nft delete table bridge noise";
         self.lab.run(&["exec", "--", "/bin/sh", "-c", &script]);
@@ -226,6 +229,9 @@ impl<'a> Injector<'a> {
         for (volumes, node) in self.volumes.iter().flat_map(|volumes| NODES.map(|node| (volumes, node))) {
             volumes.thaw(node);
             volumes.free(node);
+        }
+        for node in NODES {
+            self.plug(node, cables());
         }
         for member in [NODES[0], NODES[1], WITNESS] {
             // Refused for what runs, which is as it shall be.
@@ -294,12 +300,27 @@ impl<'a> Injector<'a> {
         true
     }
 
-    fn cable(&self, node: &str, plugged: bool) {
-        let state = if plugged { "up" } else { "down" };
-        for link in &LINKS[..2] {
-            // A node that is off has no cables.
-            self.lab.run(&["exec", "--", "/usr/sbin/ip", "link", "set", &format!("{node}-{link}"), state]);
+    fn unplug(&self, node: &'static str, cables: &'static [&'static str], how: &[&str]) -> Option<Undo> {
+        // A node that is off has no cables.
+        let pulled = cables
+            .iter()
+            .filter(|nic| self.lab.run(&[&["unplug", node, nic], how].concat()).status.success());
+        (pulled.count() > 0)
+            .then(|| -> Undo { Box::new(move |hands| hands.plug(node, cables.iter().copied())) })
+    }
+
+    fn plug(&self, node: &str, cables: impl Iterator<Item = &'static str>) {
+        for nic in cables {
+            self.lab.run(&["plug", node, nic]);
         }
+    }
+
+    /// Of a machine. It comes back by itself.
+    fn kernel_hangs(&self, node: &str) -> Option<Undo> {
+        let words = ["ctl", node, "--", "exec", "--deadline-ms", "1000", "--", "/bin/sh", "-ec", HANGS];
+        // Nobody answers any more.
+        let done = self.lab.run(&words);
+        (!done.status.success()).then(|| -> Undo { Box::new(|_| {}) })
     }
 
     fn storm(&self, host: &str) -> Child {
@@ -336,6 +357,11 @@ impl<'a> Injector<'a> {
         send(&pids, signal);
         (!pids.is_empty()).then_some(pids)
     }
+}
+
+/// All cables of a node.
+fn cables() -> impl Iterator<Item = &'static str> {
+    LAN.into_iter().chain(WIRES)
 }
 
 /// To processes that may be gone already.

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use dyad_cluster::eventlog;
 
 use super::clock;
+use super::events::Events;
 use super::inject::NODES;
 use super::ledger::Ack;
 use crate::Lab;
-use crate::secrets::{Secrets, files};
+use crate::secrets::Secrets;
 
 /// How long a standby may take to replay what it has.
 const REPLAY: Duration = Duration::from_secs(60);
@@ -27,6 +28,7 @@ pub(crate) struct Judge {
     /// Timeline -> servers that wrote on it.
     writers: BTreeMap<u32, BTreeSet<String>>,
     epoch: u64,
+    events: Events,
     /// Event logs that were played, with their length then and their steps.
     played: BTreeMap<PathBuf, (usize, usize)>,
 }
@@ -106,9 +108,7 @@ impl Judge {
     /// Whatever a node was told, the core answers it again as it did then.
     pub(crate) fn replay(&mut self, lab: &Lab, found: &mut Vec<String>) {
         for node in NODES {
-            for path in files(&state_of(lab, node).join("supervisor/events")) {
-                // A node may remove its oldest file at any time.
-                let Ok(bytes) = std::fs::read(&path) else { continue };
+            for (path, bytes) in self.events.of(lab, node) {
                 if self.played.get(&path).is_some_and(|(length, _)| *length == bytes.len()) {
                     continue;
                 }

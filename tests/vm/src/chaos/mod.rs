@@ -3,6 +3,8 @@
 mod blank;
 pub(crate) mod clock;
 mod cluster;
+mod disks;
+mod events;
 pub(crate) mod inject;
 pub(crate) mod judge;
 pub(crate) mod ledger;
@@ -111,7 +113,7 @@ pub fn run(order: &Order) -> Result<bool, String> {
     let mut report = Report::open(order.report.as_deref(), &declared)?;
     let done = report.done();
     println!("{declared} declared, {} of them run before", done.len());
-    let image = Image::build();
+    let image = Image::build(backend);
     let in_time = |_: &u64| order.limit.is_none_or(|limit| clock::now() - begun < limit);
     let mut rest = rounds.range().filter(|round| !done.contains(round)).take_while(in_time).peekable();
     let mut failed = 0;
@@ -177,7 +179,8 @@ fn keep(cluster: &Cluster, rounds: &Rounds, round: u64, backend: Backend) {
     let name = match rounds {
         Rounds::Seeds(_) => {
             println!("  plan: {:?}", plan::plan(round, backend == Backend::Container));
-            println!("  again: cargo xtask chaos --seeds {round}..{}", round + 1);
+            let on = if backend == Backend::Vm { " --backend vm" } else { "" };
+            println!("  again: cargo xtask chaos --seeds {round}..{}{on}", round + 1);
             format!("seed-{round}")
         }
         Rounds::Failovers(_) => format!("failover-{round}"),

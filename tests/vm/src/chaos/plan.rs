@@ -58,6 +58,12 @@ pub(crate) enum Fault {
     Flapping,
     /// The cables to the clients are pulled.
     ClientLan(Who),
+    /// One cable of a bond is pulled.
+    Member(Who, Cable),
+    /// Nothing comes over the wires to the other node any more, LACP neither, and their carrier stays.
+    Partner(Who),
+    /// The kernel stands still; the watchdog resets the machine.
+    KernelHangs(Who),
     /// SIGKILL.
     Ends(Who, Process),
     /// SIGSTOP; SIGCONT at the end.
@@ -72,6 +78,15 @@ pub(crate) enum Fault {
     CancelStorm,
     /// Both lose power and so does the witness; they return in this order.
     AllDown(Order),
+}
+
+/// Which bond.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cable {
+    /// To the clients: one carries, the other waits.
+    Lan,
+    /// To the other node: both carry, by LACP.
+    Wire,
 }
 
 /// How full a volume is made.
@@ -138,6 +153,7 @@ impl Fault {
             Fault::Ends(_, process) | Fault::Stops(_, process) => format!(" {process:?}"),
             Fault::BothDown { first_back } => format!(" {first_back:?} first"),
             Fault::AllDown(order) => format!(" {order:?}"),
+            Fault::Member(_, cable) => format!(" {cable:?}"),
             Fault::DiskFull(who, _) | Fault::DiskSlow(who) | Fault::DiskHangs(who) => format!(" {who:?}"),
             _ => String::new(),
         };
@@ -186,7 +202,10 @@ impl Random {
 /// The plan of a seed. `processes`: the lab's processes can be signalled one by one.
 pub(crate) fn plan(seed: u64, processes: bool) -> Vec<Step> {
     let mut random = Random(seed);
-    let crash = processes && seed % CRASH_EVERY == 0;
+    if !processes {
+        return of_machines(seed, &mut random);
+    }
+    let crash = seed % CRASH_EVERY == 0;
     let count = 1 + random.next() % 3;
     let mut steps: Vec<Step> = (0..count)
         .map(|at| Step {
@@ -206,6 +225,23 @@ pub(crate) fn plan(seed: u64, processes: bool) -> Vec<Step> {
         return vec![Step { gap: random.ms(100, 1_500), fault, hold: STALL, overlaps: false }];
     }
     steps
+}
+
+/// One after the other: first what only machines have, each kind in every fourth seed, then sometimes something else.
+fn of_machines(seed: u64, random: &mut Random) -> Vec<Step> {
+    let who = random.of(&[Who::Holder, Who::Standby]);
+    let own = match seed % 4 {
+        // Whatever a machine has not flushed is lost with its power.
+        0 => Fault::Kill(who),
+        1 => Fault::KernelHangs(who),
+        2 => Fault::Member(who, random.of(&[Cable::Lan, Cable::Wire])),
+        _ => Fault::Partner(who),
+    };
+    let more = random.next() % 2 == 0;
+    let faults = [Some(own), more.then(|| lasting(random, false))];
+    let step =
+        |fault| Step { gap: random.ms(100, 1_500), fault, hold: random.ms(500, 6_000), overlaps: false };
+    faults.into_iter().flatten().map(step).collect()
 }
 
 /// Network and witness on the one hand, nodes and processes on the other.
@@ -233,6 +269,9 @@ fn background(fault: Fault) -> bool {
         | Fault::DiskSlow(_)
         | Fault::DiskHangs(_)
         | Fault::ClientLan(_)
+        | Fault::Member(..)
+        | Fault::Partner(_)
+        | Fault::KernelHangs(_)
         | Fault::Ends(..)
         | Fault::Stops(..) => false,
     }
@@ -308,7 +347,12 @@ mod tests {
         };
         assert_eq!(plan(7, true), plan(7, true));
         assert_eq!(classes(true).len(), 41, "{:?}", classes(true));
-        assert_eq!(classes(false).len(), 21, "{:?}", classes(false));
+        assert_eq!(classes(false).len(), 24, "{:?}", classes(false));
+        for seed in 0..4 {
+            let own = plan(seed, false)[0].fault.class();
+            let kinds = ["Kill", "KernelHangs", "Member", "Partner"];
+            assert!(own.starts_with(kinds[seed as usize]), "{own}");
+        }
         assert!(plan(6, true)[0].fault.class().contains(' '), "every sixth seed crashes PostgreSQL");
     }
 

@@ -37,6 +37,11 @@ pub(crate) struct Told {
     /// All of it.
     pub(crate) ms: u64,
     pub(crate) found: Vec<String>,
+    /// Blocks that were not flushed when a machine lost its power, and those of them that its disk lost.
+    #[serde(default)]
+    pub(crate) unflushed: u64,
+    #[serde(default)]
+    pub(crate) lost: u64,
 }
 
 /// First line of a report.
@@ -177,6 +182,13 @@ fn figures(told: &[Told]) -> String {
     let takeovers: u32 = told.iter().map(|t| t.takeovers).sum();
     let restored = told.iter().filter(|t| t.restored).count();
     let steps: usize = told.iter().map(|t| t.steps).sum();
+    let sum = |of: fn(&Told) -> u64| told.iter().map(of).sum::<u64>();
+    let (unflushed, lost) = (sum(|t| t.unflushed), sum(|t| t.lost));
+    if unflushed > 0 {
+        text += &format!(
+            "power cuts: {unflushed} blocks of 4096 bytes were not flushed, {lost} of them were lost\n"
+        );
+    }
     text + &format!(
         "{acknowledged} acknowledged writes, {takeovers} take-overs, {restored} old witnesses put right, \
          {steps} steps of the core played again"
