@@ -6,6 +6,7 @@ mod support;
 
 use std::time::Duration;
 
+use dyad_api::control;
 use dyad_api::operator::{Call, Code, Protection, TakeOver};
 use support::cluster::{Cluster, VIPS, story};
 use support::lan::{Lan, Watch};
@@ -164,6 +165,13 @@ fn without_a_witness_a_lost_holder_is_replaced_by_an_operators_word_alone() {
         assert!(half.contains("does not answer"), "{half}");
         cluster.nodes[other].start();
         cluster.wait("both enrolled", || enroll(cluster, holder, &code).is_ok().then_some(()));
+        for at in [holder, other] {
+            // This PID 1 only notes what it is asked for.
+            let again = |call: &control::Call| matches!(call, control::Call::Restart { name } if name == "supervisor");
+            cluster.wait("the restart", || cluster.nodes[at].init.calls().iter().any(again).then_some(()));
+            cluster.nodes[at].kill();
+            cluster.nodes[at].start();
+        }
         assert_eq!(cluster.wait_for(Protection::Protected), holder);
         let watch = Watch::start(VIPS);
         cluster.witness.end();

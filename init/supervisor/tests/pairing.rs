@@ -9,7 +9,9 @@ use std::collections::BTreeSet;
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
 use std::time::Duration;
 
-use dyad_api::operator::Protection;
+use dyad_api::control;
+use dyad_api::operator::{Call, Code, Protection};
+use dyad_spec::site::Pairing;
 use support::Node;
 use support::cluster::{Cluster, Witness, blank_site, story_of_blank_nodes, within_namespaces};
 use support::lan::Lan;
@@ -59,7 +61,7 @@ fn kill_at_every_step(cluster: &mut Cluster, at: usize) -> usize {
 }
 
 fn pairs(name: &str, victim: usize) {
-    story_of_blank_nodes(name, "wan", |cluster| {
+    story_of_blank_nodes(name, Pairing::Key, |cluster| {
         cluster.start();
         let kills = kill_at_every_step(cluster, victim);
         assert!(kills >= 6, "only {kills} steps were seen");
@@ -92,6 +94,36 @@ fn node_a_is_killed_at_every_step_and_the_pair_is_protected() {
 #[test]
 fn node_b_is_killed_at_every_step_and_the_pair_is_protected() {
     pairs("node_b_is_killed_at_every_step_and_the_pair_is_protected", 1);
+}
+
+#[test]
+fn a_code_that_is_typed_pairs_two_nodes() {
+    story_of_blank_nodes("a_code_that_is_typed_pairs_two_nodes", Pairing::Code, |cluster| {
+        cluster.start();
+        let pair = |cluster: &Cluster, at: usize, code: Option<&str>| {
+            let call = Call::Pair(Code { code: code.map(str::to_owned) });
+            let told: Result<Code, _> = cluster.nodes[at].client().call(call);
+            told.map(|told| told.code.unwrap()).map_err(|error| error.to_string())
+        };
+        cluster.nodes.iter().for_each(|node| says(node, "a code is to be typed"));
+        let code = pair(cluster, 0, None).unwrap();
+        assert_eq!(pair(cluster, 0, None).unwrap(), code, "it is shown again, not made anew");
+        let mistyped = pair(cluster, 1, Some("7K3MQ")).unwrap_err();
+        assert!(mistyped.contains("a code has 20 letters and digits"), "{mistyped}");
+        says(&cluster.nodes[1], "a code is to be typed");
+        // Another one is a stranger's; the right one takes its place.
+        pair(cluster, 1, Some("7K3MQ-0RT5W-9XBDA-HJ2CP")).unwrap();
+        says(&cluster.nodes[0], "does not have this");
+        assert_eq!(pair(cluster, 1, Some(&code.to_lowercase())).unwrap(), code);
+        let again =
+            |call: &control::Call| matches!(call, control::Call::Restart { name } if name == "supervisor");
+        cluster.wait("the restart", || cluster.nodes[1].init.calls().iter().any(again).then_some(()));
+        cluster.nodes[1].kill();
+        cluster.nodes[1].start();
+        cluster.wait_for(Protection::Protected);
+        let late = pair(cluster, 0, None).unwrap_err();
+        assert!(late.contains("a member of a pair already"), "{late}");
+    });
 }
 
 /// A machine with a site key.

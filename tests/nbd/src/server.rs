@@ -25,6 +25,9 @@ const ACKNOWLEDGED: u32 = 1;
 const INFO: u32 = 3;
 const UNSUPPORTED: u32 = 0x8000_0001;
 const INVALID: u32 = 22;
+/// How a client ends that is killed.
+const KILLED: [io::ErrorKind; 3] =
+    [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe];
 /// Longest request that is read into memory.
 const REQUEST_BYTES_MAX: u32 = 64 << 20;
 
@@ -37,7 +40,7 @@ pub fn start(medium: impl Medium + 'static, socket: &Path) -> io::Result<()> {
             // A client that went away, or that speaks something else, makes room for the next one.
             let ended = server.client(client);
             if let Err(error) = server.medium.ended(ended.is_ok()).and(ended)
-                && error.kind() != io::ErrorKind::UnexpectedEof
+                && !KILLED.contains(&error.kind())
             {
                 eprintln!("nbd: a client was left: {error}");
             }

@@ -10,7 +10,7 @@ use dyad_vm_tests::secrets::Secrets;
 use dyad_vm_tests::{Lab, root};
 use serde_json::Value;
 
-/// Emulated machines on a busy host.
+/// On a busy host.
 const PATIENCE: Duration = Duration::from_secs(600);
 const ROWS: u32 = 50;
 
@@ -35,16 +35,14 @@ fn write(lab: &Lab, from: u32) {
     lab.sql(&format!("insert into ledger select generate_series({from}, {})", from + ROWS - 1));
 }
 
-fn lost_and_found(lab: &Lab, balancer: Option<&Balancer>) {
+fn lost_and_found(lab: &Lab, balancer: &Balancer) {
     assert_eq!(level(lab), "PROTECTED", "{}", status(lab)["reason"]);
     lab.sql("create table ledger (id int primary key)");
     write(lab, 0);
 
     let lost = writer(lab).expect("somebody takes writes");
     let kept = if lost == "node-a" { "node-b" } else { "node-a" };
-    if let Some(balancer) = balancer {
-        wait("the balancer knows both", PATIENCE, || balancer.leads_to(lab, &lost, Some(kept)));
-    }
+    wait("the balancer knows both", PATIENCE, || balancer.leads_to(lab, &lost, Some(kept)));
     lab.ok(&["kill", &lost]);
     wait("the other one takes over", PATIENCE, || writer(lab).is_some_and(|name| name != lost));
     assert_eq!(level(lab), "EXPOSED", "{}", status(lab)["reason"]);
@@ -59,18 +57,11 @@ fn lost_and_found(lab: &Lab, balancer: Option<&Balancer>) {
     wait("both are protected again", PATIENCE, || level(lab) == "PROTECTED");
     assert!(writer(lab).is_some_and(|name| name != lost), "nothing moves back");
     assert!(counted(2 * ROWS));
-    if let Some(balancer) = balancer {
-        wait("the balancer knows the new standby", PATIENCE, || balancer.leads_to(lab, kept, Some(&lost)));
-    }
+    wait("the balancer knows the new standby", PATIENCE, || balancer.leads_to(lab, kept, Some(&lost)));
 
     let secrets = Secrets::of(lab);
     assert!(secrets.count() >= 2, "there is something to look for");
     assert_eq!(secrets.told(lab), [""; 0]);
-}
-
-#[test]
-fn two_machines_find_each_other_and_survive() {
-    lost_and_found(&Lab::up_with(&root().join("images/lab.toml"), 2, &["--accel", "tcg"]), None);
 }
 
 /// Containers need root or a delegated control group; without either, the lab says what is missing.
@@ -78,7 +69,7 @@ fn two_machines_find_each_other_and_survive() {
 fn two_containers_find_each_other_and_survive() {
     if std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0) {
         let lab = Lab::up_with(&root().join("images/lab.toml"), 2, &["--backend", "container"]);
-        lost_and_found(&lab, Some(&Balancer::start(&lab)));
+        lost_and_found(&lab, &Balancer::start(&lab));
         return assert_eq!(Secrets::of(&lab).in_image(&lab), [""; 0]);
     }
     let state = tempfile::tempdir().expect("a temporary directory can be made");

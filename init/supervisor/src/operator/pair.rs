@@ -21,6 +21,8 @@ use crate::pairing::{self, Taken};
 const NOT_PAIRED: &str = "this node is not a member of a pair";
 /// The one replicated thing.
 const RESOURCE: &str = "pg/main";
+/// For an answer to reach who asked.
+const ANSWERED: Duration = Duration::from_millis(500);
 /// For the other node to take over before a machine goes down.
 const HAND_OVER: Duration = Duration::from_secs(30);
 
@@ -112,10 +114,20 @@ impl Context {
         if other {
             membership.witness = Some(key);
             membership.store(&self.paths).map_err(|error| failed(error.to_string()))?;
-            // It is asked under its own key from the next start on.
-            return self.order(control::Call::Restart { name: "supervisor".to_owned() }).await;
+            self.begin_anew();
         }
         Ok(json!({}))
+    }
+
+    /// The witness is asked under its own key from the next start on, which comes once this call has been answered.
+    fn begin_anew(&self) {
+        let pid1 = self.pid1.clone();
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(ANSWERED).await;
+            if let Err(error) = pid1.order(control::Call::Restart { name: "supervisor".to_owned() }).await {
+                tracing::warn!(%error, "the new witness is asked from the next start on, which PID 1 refuses");
+            }
+        });
     }
 
     pub(super) fn why(&self, of: &ResourceName) -> Result<Value, Failure> {

@@ -11,7 +11,7 @@ use dyad_api::operator::{Protection, Status};
 use dyad_channel::Identity;
 use dyad_cluster::types::ClusterId;
 use dyad_spec::Source;
-use dyad_spec::site::{Postgresql, Site};
+use dyad_spec::site::{Pairing, Postgresql, Site};
 use supervisor::driver::{Member, Membership};
 use supervisor::paths::Paths;
 use supervisor::pg::Server;
@@ -56,8 +56,8 @@ pub(crate) fn story(name: &str, profile: &str, tell: impl FnOnce(&mut Cluster)) 
 }
 
 /// The same of two blank nodes.
-pub(crate) fn story_of_blank_nodes(name: &str, profile: &str, tell: impl FnOnce(&mut Cluster)) {
-    within_namespaces(name, || tell(&mut Cluster::blank(profile)));
+pub(crate) fn story_of_blank_nodes(name: &str, how: Pairing, tell: impl FnOnce(&mut Cluster)) {
+    within_namespaces(name, || tell(&mut Cluster::blank(how)));
 }
 
 pub(crate) fn within_namespaces(name: &str, tell: impl FnOnce()) {
@@ -249,15 +249,21 @@ impl Cluster {
         Cluster { nodes, lan, operator, witness }
     }
 
-    /// What an installer leaves: the site file, one site key, and a code for the witness.
-    fn blank(profile: &str) -> Self {
+    /// What an installer leaves: the site file, a code for the witness, and one site key unless a code is to be typed.
+    fn blank(how: Pairing) -> Self {
         let lan = Lan::new();
         let witness = Witness::start();
         let (code, operator) = (witness.code(), tempfile::tempdir().unwrap());
-        let text = blank_site(&witness, profile);
+        let site = blank_site(&witness, "wan");
+        let text = match how {
+            Pairing::Key => site,
+            Pairing::Code => format!("pairing = \"code\"{site}"),
+        };
         let nodes = [0, 1].map(|at| {
             let node = Node::on(Some(lan.machine(at)), Some(&text));
-            std::fs::write(node.path("efi/dyad/site.key"), "5e".repeat(32)).unwrap();
+            if how == Pairing::Key {
+                std::fs::write(node.path("efi/dyad/site.key"), "5e".repeat(32)).unwrap();
+            }
             std::fs::write(node.path("efi/dyad/witness.code"), &code).unwrap();
             node
         });

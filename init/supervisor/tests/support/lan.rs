@@ -102,8 +102,10 @@ impl Machine {
     pub(crate) fn power_on(&self) {
         let mut holder = self.0.holder.lock().unwrap();
         assert!(holder.is_none());
+        // It ends with this process, however that ends.
         let mut child = Command::new("/usr/bin/unshare")
-            .args(["--net", "--", "/bin/sh", "-c", "echo && exec sleep infinity"])
+            .args(["--net", "--", "/bin/sh", "-c", "echo && exec cat"])
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
