@@ -3,7 +3,7 @@
 
 mod check;
 
-pub use check::{CheckRow, Verdict};
+pub use check::{CheckRow, PolicyRow, Verdict};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -64,6 +64,8 @@ pub enum Call {
     Firewall,
     /// Everything that must be true of a node, and of the other one of a pair; answered by a list of [`CheckRow`].
     Check,
+    /// What the pair does by itself, and when, with the numbers in force; answered by a list of [`PolicyRow`].
+    Policy,
     /// The code with which two blank nodes know each other, where the site says `pairing = "code"`; answered by [`Code`].
     Pair(Code),
     /// Bring both nodes to the witness with a code that it made; answered by `{}`. For one that was replaced, restored from

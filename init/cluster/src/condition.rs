@@ -7,13 +7,13 @@ use crate::state::State;
 use crate::types::{ResourceId, Tick};
 
 /// Client ports must have been down here and up there for this long.
-const CLIENTS_LOST_MS: u64 = 2_000;
+pub(crate) const CLIENTS_LOST_MS: u64 = 2_000;
 /// From here on new writers are refused.
-const LIMIT_PERCENT: u8 = 95;
+pub(crate) const LIMIT_PERCENT: u8 = 95;
 /// Below this they are let in again.
-const RELAX_PERCENT: u8 = 90;
+pub(crate) const RELAX_PERCENT: u8 = 90;
 /// From here on the resource is handed over, if the standby has more room.
-const LEAVE_PERCENT: u8 = 97;
+pub(crate) const LEAVE_PERCENT: u8 = 97;
 
 impl State {
     pub(crate) fn see_condition(&mut self, now: Tick, condition: Condition) {

@@ -11,8 +11,9 @@ use crate::state::{RETRY_MS, State, Voting};
 use crate::types::{Generation, Observed, Pact, ResourceId, Tick};
 
 /// First wait before protecting again after a link was lost; it doubles with every loss.
-const BACKOFF_MS: u64 = 1_000;
-const FLAPS_MAX: u8 = 6;
+pub(crate) const BACKOFF_MS: u64 = 1_000;
+/// It doubles so often at most.
+pub(crate) const FLAPS_MAX: u8 = 6;
 
 impl State {
     pub(crate) fn alone(&mut self, r: ResourceId) {

@@ -15,7 +15,7 @@ use clap::{Parser, Subcommand};
 use dyad_api::client::{CallError, Client};
 use dyad_api::operator::{
     Call, CheckRow, Code, Credentials, EventRow, Events, FirewallRules, Freeze, LogLine, Logs, NodeName,
-    ResourceName, SOCKET, ServiceName, ServiceRow, Status, SwitchOver, TakeOver, Verdict,
+    PolicyRow, ResourceName, SOCKET, ServiceName, ServiceRow, Status, SwitchOver, TakeOver, Verdict,
 };
 use serde_json::Value;
 
@@ -116,6 +116,12 @@ enum Command {
         /// What is protected
         #[arg(default_value = RESOURCE)]
         resource: String,
+    },
+    /// What the pair does by itself, and when, with the numbers in force
+    Policy {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Hand the database to the other node
     Switchover {
@@ -254,6 +260,10 @@ fn tell(client: &mut Client<impl Read + Write>, command: Command) -> Result<(), 
             let resource = Some(resource);
             let lines: Vec<String> = client.call(Call::Why(ResourceName { resource })).map_err(text)?;
             print(&lines.iter().map(|line| format!("{line}\n")).collect::<String>())
+        }
+        Command::Policy { json } => {
+            let policy: Value = client.call(Call::Policy).map_err(text)?;
+            print(&in_form::<Vec<PolicyRow>>(policy, json, show::policy)?)
         }
         Command::Events { node, lines } => {
             let rows: Vec<EventRow> = client.call(Call::Events(Events { lines, node })).map_err(text)?;

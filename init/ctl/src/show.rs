@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use dyad_api::operator::{
-    CheckRow, Credentials, EventRow, ImageSection, LogLine, NodeRow, Protection, ServiceRow, Status, Verdict,
-    VipRow,
+    CheckRow, Credentials, EventRow, ImageSection, LogLine, NodeRow, PolicyRow, Protection, ServiceRow,
+    Status, Verdict, VipRow,
 };
 
 const MIB: u64 = 1024 * 1024;
@@ -58,6 +58,11 @@ pub(crate) fn check(rows: &[CheckRow]) -> String {
             .expect("writing to a String does not fail");
     }
     out
+}
+
+/// What happens, and below it what is done then.
+pub(crate) fn policy(rows: &Vec<PolicyRow>) -> String {
+    rows.iter().map(|PolicyRow { when, then }| format!("{when}:\n    {then}\n")).collect()
 }
 
 /// One line, as monitoring plugins say it: the worst, and all that is not as it shall be.

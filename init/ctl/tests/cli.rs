@@ -163,6 +163,16 @@ fn rows(verdict: &str) -> Value {
 }
 
 #[test]
+fn the_policy_is_told_rule_by_rule() {
+    let told =
+        |_: &Value| Ok(json!([{"when": "the standby is lost", "then": "commits wait until it is back"}]));
+    let output = dyadctl(&["policy"], told);
+    assert_eq!(text(&output.stdout), "the standby is lost:\n    commits wait until it is back\n");
+    let output = dyadctl(&["policy", "--json"], told);
+    assert!(text(&output.stdout).starts_with("[{"));
+}
+
+#[test]
 fn a_check_tells_each_thing_and_ends_as_a_monitoring_plugin_does() {
     let good = |_: &Value| Ok(rows("ok"));
     let odd = |_: &Value| Ok(rows("warning"));

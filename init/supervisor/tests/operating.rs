@@ -6,14 +6,15 @@ mod support;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use dyad_api::client::CallError;
 use dyad_api::operator::{
-    Call, CheckRow, Credentials, EventRow, Events, FailureKind, FirewallRules, Freeze, NodeName, Protection,
-    ResourceName, ServiceName, Status, SwitchOver, TakeOver, Verdict,
+    Call, CheckRow, Credentials, EventRow, Events, FailureKind, FirewallRules, Freeze, NodeName, PolicyRow,
+    Protection, ResourceName, ServiceName, Status, SwitchOver, TakeOver, Verdict,
 };
+use rustix::process::{Pid, Signal, kill_process};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use support::cluster::{Cluster, NAMES, VIPS, program, story};
@@ -65,6 +66,8 @@ fn operators_are_answered_as_documented() {
         cluster.lan.squat(VIPS[0], false);
         cluster.wait_vips(holder);
         what_is_shown(cluster, holder);
+        policy_is_told(cluster, other);
+        a_long_query_is_told(cluster, holder);
         what_is_refused(cluster, holder);
         what_differs_is_put_right(cluster, holder);
 
@@ -80,7 +83,8 @@ fn operators_are_answered_as_documented() {
         let rows: Vec<EventRow> = ask(cluster, other, Call::Events(Events { lines: 1000, node: None }));
         assert!(rows.iter().any(|row| row.to == "becoming primary"), "{rows:?}");
 
-        // Drained by a word to the other node, it hands over and takes nothing.
+        // Drained by a word to the other node, it hands over and takes nothing. Who pings the address loses three at most.
+        let pings = Pings::start();
         let drain = || NodeName { node: Some(NAMES[other].into()) };
         let _: Value = ask(cluster, holder, Call::Drain(drain()));
         cluster.wait_vips(holder);
@@ -95,6 +99,8 @@ fn operators_are_answered_as_documented() {
         assert!(worst > Some(Verdict::Ok), "{rows:?}");
         let _: Value = ask(cluster, other, Call::Undrain(NodeName::default()));
         assert_eq!(cluster.wait_for(Protection::Protected), holder, "nothing moves back");
+        let (sent, lost) = pings.end();
+        assert!(sent > 3 && lost <= 3, "{lost} of {sent} pings were lost");
 
         let _: Value = ask(cluster, holder, Call::Freeze(Freeze { seconds: 600 }));
         cluster.wait("the freeze", || why().contains("frozen").then_some(()));
@@ -108,6 +114,29 @@ fn operators_are_answered_as_documented() {
         cluster.wait_vips(other);
         cluster.replay();
     });
+}
+
+/// `ping`, once a second, of the virtual address.
+struct Pings(Child);
+
+impl Pings {
+    fn start() -> Self {
+        let mut command = Command::new("/usr/bin/ping");
+        command.args(["-n", "-i", "1", &VIPS[0].to_string()]);
+        Pings(command.stdout(Stdio::piped()).spawn().unwrap())
+    }
+
+    /// How many were sent, and how many of them nobody answered.
+    fn end(self) -> (u32, u32) {
+        kill_process(Pid::from_child(&self.0), Signal::INT).unwrap();
+        let output = self.0.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        let line = said.lines().find(|line| line.contains("packets transmitted")).expect(&said);
+        let mut numbers = line.split(", ").map(|part| part.split(' ').next().unwrap().parse::<u32>());
+        let mut next = || numbers.next().unwrap().unwrap();
+        let (sent, answered) = (next(), next());
+        (sent, sent - answered)
+    }
 }
 
 fn what_is_shown(cluster: &Cluster, holder: usize) {
@@ -186,6 +215,32 @@ fn metrics_at_rest(cluster: &Cluster, holder: usize) {
         }
         body.lines().any(|found| found == "dyad_lag_bytes 0").then_some(())
     });
+}
+
+/// What a query on the standby keeps from being cleaned up on the primary is told there.
+fn a_long_query_is_told(cluster: &Cluster, holder: usize) {
+    let mut query = cluster.psql(1 - holder);
+    let mut query = query.args(["-c", "select pg_sleep(100)"]).stdout(Stdio::null()).spawn().unwrap();
+    let transactions = "do $$ begin for n in 1..50 loop perform txid_current(); commit; end loop; end $$";
+    cluster.wait("the age of the standby's query", || {
+        cluster.sql(holder, transactions).unwrap();
+        let (_, body) = http(holder, "GET /metrics HTTP/1.1\r\n\r\n");
+        let age = body.lines().find_map(|line| line.strip_prefix("dyad_feedback_age_transactions "))?;
+        (age.parse::<u64>().unwrap() > 50).then_some(())
+    });
+    let end = "select pg_cancel_backend(pid) from pg_stat_activity where query like 'select pg_sleep%'";
+    assert_eq!(cluster.sql(1 - holder, end).unwrap(), "t");
+    assert!(!query.wait().unwrap().success());
+}
+
+fn policy_is_told(cluster: &Cluster, at: usize) {
+    let rules: Vec<PolicyRow> = ask(cluster, at, Call::Policy);
+    let lost = &rules[0];
+    assert_eq!(lost.when, "the primary's node is lost");
+    assert!(
+        lost.then.contains("silent for 15 s, the standby takes over with the witness's consent"),
+        "{lost:?}"
+    );
 }
 
 fn what_is_refused(cluster: &Cluster, holder: usize) {

@@ -6,11 +6,12 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use dyad_api::control;
-use dyad_api::operator::{Call, Code, Protection};
+use dyad_api::operator::{Call, Code, Credentials, Protection};
 use dyad_spec::site::Pairing;
 use support::Node;
 use support::cluster::{Cluster, Witness, blank_site, story_of_blank_nodes, within_namespaces};
@@ -120,7 +121,20 @@ fn a_code_that_is_typed_pairs_two_nodes() {
         cluster.wait("the restart", || cluster.nodes[1].init.calls().iter().any(again).then_some(()));
         cluster.nodes[1].kill();
         cluster.nodes[1].start();
-        cluster.wait_for(Protection::Protected);
+        let holder = cluster.wait_for(Protection::Protected);
+        // This site has no address that moves: who wants the writer asks each node, for instance a balancer.
+        for at in [0, 1] {
+            let told: Credentials = cluster.nodes[at].client().call(Call::Credentials).unwrap();
+            assert!(told.addresses.contains(&Lan::address(at).to_string()), "{:?}", told.addresses);
+            let mut stream = TcpStream::connect(SocketAddr::new(Lan::address(at), 8008)).unwrap();
+            stream.write_all(b"GET /primary HTTP/1.1\r\n\r\n").unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            assert!(
+                answer.starts_with(if at == holder { "HTTP/1.1 200 " } else { "HTTP/1.1 503 " }),
+                "{answer}"
+            );
+        }
         let late = pair(cluster, 0, None).unwrap_err();
         assert!(late.contains("a member of a pair already"), "{late}");
     });

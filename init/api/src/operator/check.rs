@@ -1,4 +1,4 @@
-//! The answer to `check`.
+//! The answers to `check` and `policy`.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +13,15 @@ pub struct CheckRow {
     pub verdict: Verdict,
     /// What was seen.
     pub note: String,
+}
+
+/// One rule of the pair.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyRow {
+    /// What happens.
+    pub when: String,
+    /// What the nodes do then.
+    pub then: String,
 }
 
 /// What a check came to, the worst last.

@@ -27,6 +27,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
+use dyad_api::operator::PolicyRow;
 use dyad_channel::Identity;
 use dyad_channel::identity::IdentityError;
 use dyad_channel::tls::TlsError;
@@ -221,7 +222,9 @@ impl Driver {
 
     fn screen(&self, me: Node, orders: mpsc::Sender<Event>, enroller: Option<Rc<Enroller>>) -> Screen {
         let vips = self.site.vips.iter().map(|vip| vip.address.to_string()).collect();
-        Screen { me, names: self.names(me), vips, orders, enroller }
+        let rules = dyad_cluster::policy(&self.config(me)).into_iter();
+        let policy = rules.map(|rule| PolicyRow { when: rule.when.to_owned(), then: rule.then }).collect();
+        Screen { me, names: self.names(me), vips, orders, enroller, policy }
     }
 
     /// The founder makes the first data; nobody is asked yet, and whoever wins the register later goes on with it.

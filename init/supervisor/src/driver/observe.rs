@@ -60,6 +60,8 @@ pub(crate) struct Replication {
     pub(crate) lag_bytes: Option<u64>,
     /// Flushed by a primary, replayed by a standby.
     pub(crate) position: Option<u64>,
+    /// Of a primary: how many transactions ago its standby's oldest query began, whose rows are not cleaned up.
+    pub(crate) held_back: Option<u64>,
 }
 
 /// One look.
@@ -125,7 +127,8 @@ impl Links {
              else ('x' || left(pg_walfile_name(pg_current_wal_flush_lsn()), 8))::bit(32)::int end, \
              case when r.recovering then pg_last_wal_replay_lsn() else pg_current_wal_flush_lsn() end - '0/0'::pg_lsn, \
              case when r.recovering then (select latest_end_lsn from pg_catalog.pg_stat_wal_receiver) - pg_last_wal_replay_lsn() \
-             else pg_current_wal_flush_lsn() - min(s.flush_lsn) end \
+             else pg_current_wal_flush_lsn() - min(s.flush_lsn) end, \
+             case when not r.recovering then (select max(age(xmin)) from pg_catalog.pg_replication_slots) end \
              from (select pg_catalog.pg_is_in_recovery() as recovering) r \
              left join pg_catalog.pg_stat_replication s on usename = '{}' and state = 'streaming' \
              and application_name like '{}%' and application_name <> 'dyad_clone' group by r.recovering",
@@ -147,6 +150,7 @@ impl Links {
             // What is replayed may be ahead of what the primary said last.
             lag_bytes: number(5).map(|found| u64::try_from(found).unwrap_or(0)),
             position: number(4).and_then(|found| u64::try_from(found).ok()),
+            held_back: number(6).and_then(|found| u64::try_from(found).ok()),
         };
         Ok(Seen { standby, up, replication })
     }

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use dyad_api::operator::{NodeRow, Protection as Shows, ResourceRow, VipRow};
+use dyad_api::operator::{NodeRow, PolicyRow, Protection as Shows, ResourceRow, VipRow};
 use dyad_cluster::event::Event;
 use dyad_cluster::phase::Phase;
 use dyad_cluster::register::{Mode, Register};
@@ -60,6 +60,8 @@ pub(crate) struct Shown {
     pub(crate) orders: mpsc::Sender<Event>,
     /// `None`: there is no witness.
     pub(crate) enroller: Option<Rc<Enroller>>,
+    /// What the pair does by itself.
+    pub(crate) policy: Rc<[PolicyRow]>,
 }
 
 /// Everything that is seen of this node, as it comes in.
@@ -96,6 +98,7 @@ pub(crate) struct Screen {
     pub(crate) vips: Vec<String>,
     pub(crate) orders: mpsc::Sender<Event>,
     pub(crate) enroller: Option<Rc<Enroller>>,
+    pub(crate) policy: Rc<[PolicyRow]>,
 }
 
 impl Screen {
@@ -118,6 +121,7 @@ impl Screen {
                 replication,
                 orders: self.orders.clone(),
                 enroller: self.enroller.clone(),
+                policy: Rc::clone(&self.policy),
             }));
             tokio::select! {
                 changed = facts.changed() => if changed.is_err() { return },

@@ -21,6 +21,8 @@ pub(crate) struct Facts {
     pub(crate) lag_bytes: Option<u64>,
     /// Flushed by a primary, replayed by a standby.
     pub(crate) position: Option<u64>,
+    /// Transactions of which a primary cleans nothing up, for its standby.
+    pub(crate) held_back: Option<u64>,
 }
 
 /// A request as far as it matters.
@@ -316,7 +318,8 @@ mod tests {
     /// A metric that is renamed must not silence the alarms that are shipped.
     #[test]
     fn alarms_ask_for_metrics_that_there_are() {
-        let text = ask("GET /metrics", &facts(|facts| facts.lag_bytes = Some(0))).body;
+        let text =
+            ask("GET /metrics", &facts(|facts| (facts.lag_bytes, facts.held_back) = (Some(0), Some(0)))).body;
         let rules = include_str!("../../../../docs/alerts.yml");
         let named = rules.lines().filter_map(|line| line.trim().strip_prefix("expr:"));
         let words = named.flat_map(|line| line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_'));
@@ -390,6 +393,7 @@ mod tests_support {
             streams: false,
             lag_bytes: Some(0),
             position: None,
+            held_back: None,
         };
         change(&mut facts);
         facts

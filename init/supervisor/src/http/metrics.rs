@@ -52,6 +52,10 @@ pub(super) fn text(facts: &Facts) -> String {
     if let Some(position) = facts.position {
         out.gauge("wal_position_bytes", "WAL flushed by the primary or replayed by the standby", position);
     }
+    if let Some(held_back) = facts.held_back {
+        let help = "Transactions whose dead rows stay, because the standby's oldest query may need them";
+        out.gauge("feedback_age_transactions", help, held_back);
+    }
     out.head("node_up", "gauge", "Each node, as this one sees it");
     for node in &status.nodes {
         out.sample("node_up", &[("node", &node.name), ("role", &node.role)], u8::from(node.up));

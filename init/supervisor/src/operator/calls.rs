@@ -169,6 +169,7 @@ impl Context {
             Call::PowerOff => self.shutdown(control::Shutdown::PowerOff).await,
             Call::Reboot => self.shutdown(control::Shutdown::Reboot).await,
             Call::Firewall => Ok(self.firewall_rules()),
+            Call::Policy => self.policy(),
             Call::Check => Ok(value(&self.check(caller).await)),
             Call::Why(of) => self.why(&of),
             Call::SwitchOver(how) => self.switch_over(how, caller).await,
@@ -241,6 +242,7 @@ impl Context {
             streams: replication.streams,
             lag_bytes: replication.lag_bytes,
             position: replication.position,
+            held_back: replication.held_back,
         }
     }
 

@@ -14,6 +14,8 @@ use crate::paths::Paths;
 
 /// A standby may be so far behind without a warning: 1 MiB.
 const LAG_BYTES_MAX: u64 = 1 << 20;
+/// So many transactions may go by without a warning while a query of the standby keeps their dead rows: tables grow meanwhile.
+const HELD_BACK_MAX: u64 = 1_000_000;
 /// How full a volume may be without a warning, in percent; what the cluster does by itself begins above.
 const FULL_PERCENT_MAX: u64 = 90;
 /// Connections that are tried to each port of the other node.
@@ -120,6 +122,10 @@ fn replication(pair: &Shown) -> Seen {
         (Role::Primary | Role::Standby, true) if lag > LAG_BYTES_MAX => {
             warning(format!("streams, {lag} bytes behind; up to {LAG_BYTES_MAX} are expected"))
         }
+        (Role::Primary, true) if replication.held_back > Some(HELD_BACK_MAX) => warning(format!(
+            "a query on the standby keeps the dead rows of {} transactions; up to {HELD_BACK_MAX} are expected",
+            replication.held_back.unwrap_or_default()
+        )),
         (Role::Primary | Role::Standby, true) => ok(format!("streams, {lag} bytes behind")),
     }
 }

@@ -135,6 +135,10 @@ impl Context {
         Ok(value(&self.member()?.why()))
     }
 
+    pub(super) fn policy(&self) -> Result<Value, Failure> {
+        Ok(value(&self.member()?.policy.to_vec()))
+    }
+
     pub(super) async fn switch_over(&self, how: SwitchOver, caller: &Caller) -> Result<Value, Failure> {
         known(how.resource.as_deref())?;
         let member = self.member()?;

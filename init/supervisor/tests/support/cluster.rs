@@ -249,7 +249,8 @@ impl Cluster {
         Cluster { nodes, lan, operator, witness }
     }
 
-    /// What an installer leaves: the site file, a code for the witness, and one site key unless a code is to be typed.
+    /// What an installer leaves: the site file, a code for the witness, and one site key unless a code is to be typed: of
+    /// that kind there is no address that moves.
     fn blank(how: Pairing) -> Self {
         let lan = Lan::new();
         let witness = Witness::start();
@@ -257,7 +258,12 @@ impl Cluster {
         let site = blank_site(&witness, "wan");
         let text = match how {
             Pairing::Key => site,
-            Pairing::Code => format!("pairing = \"code\"{site}"),
+            // Without an address that moves, too.
+            Pairing::Code => {
+                let (before, rest) = site.split_once("[vips.four]").unwrap();
+                let (_, after) = rest.split_once("[postgresql]").unwrap();
+                format!("pairing = \"code\"{before}[postgresql]{after}")
+            }
         };
         let nodes = [0, 1].map(|at| {
             let node = Node::on(Some(lan.machine(at)), Some(&text));
@@ -312,7 +318,7 @@ impl Cluster {
         }
     }
 
-    fn psql(&self, at: usize) -> Command {
+    pub(crate) fn psql(&self, at: usize) -> Command {
         let mut command = Command::new("/usr/lib/postgresql/15/bin/psql");
         command.args([
             "-X",
