@@ -49,8 +49,9 @@ pub(crate) fn copy(path: &Path) -> io::Result<OwnedFd> {
 
 /// Executes the copy of this program in its place. Comes back only when that failed, and nothing was changed.
 pub(crate) fn enter() -> io::Error {
-    // From the auxiliary vector, by the C library: in a container there is no /proc yet.
-    let path = Path::new(OsStr::from_bytes(rustix::param::linux_execfn().to_bytes()));
+    // From the auxiliary vector: in a container there is no /proc yet.
+    let path = dyad_sys::program::own_path().unwrap_or_default();
+    let path = Path::new(OsStr::from_bytes(path.to_bytes()));
     let copy = match copy(path) {
         Ok(copy) => copy,
         Err(error) => return io::Error::new(error.kind(), format!("{}: {error}", path.display())),

@@ -2,7 +2,6 @@
 //! `{"id", "error": {"kind", "message"}}`, in order. Spoken on [`SOCKET`] and on the virtio-serial port [`PORT`].
 
 mod check;
-
 pub use check::{CheckRow, PolicyRow, Verdict};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -64,12 +63,11 @@ pub enum Call {
     Firewall,
     /// Everything that must be true of a node, and of the other one of a pair; answered by a list of [`CheckRow`].
     Check,
-    /// What the pair does by itself, and when, with the numbers in force; answered by a list of [`PolicyRow`].
+    /// What the pair does by itself, and when; answered by a list of [`PolicyRow`].
     Policy,
     /// The code with which two blank nodes know each other, where the site says `pairing = "code"`; answered by [`Code`].
     Pair(Code),
-    /// Bring both nodes to the witness with a code that it made; answered by `{}`. For one that was replaced, restored from
-    /// an old copy, or passed over by [`Call::TakeOver`].
+    /// Bring both nodes to a witness that was replaced, restored, or passed over by [`Call::TakeOver`]; answered by `{}`.
     Enroll(Code),
     /// Run a program as root: only on images with the overlay `test-agent`; answered by [`ExecResult`].
     Exec(Exec),

@@ -22,13 +22,12 @@ fn seconds(ms: u64) -> String {
     }
 }
 
-/// All rules of a cluster, those that move the database first.
-pub fn policy(config: &Config) -> Vec<Rule> {
+/// What is done when a node is lost: the primary's, the standby's.
+fn lost(config: &Config) -> [String; 2] {
     let lease = seconds(config.lease_ms);
-    let rule = |when, then: String| Rule { when, then };
-    let alone = "once nothing can promote it";
-    let (lost, standby) = match config.voting {
-        Voting::Arbiter => (
+    let alone = "once nothing can promote the standby";
+    match config.voting {
+        Voting::Arbiter => [
             format!(
                 "once it has been silent for {lease}, the standby takes over with the witness's consent, if it has every \
                  acknowledged write; from a primary that went on alone nobody takes over"
@@ -37,23 +36,30 @@ pub fn policy(config: &Config) -> Vec<Rule> {
                 "the primary goes on alone with the witness's consent, or with the standby's own word that it gives up; \
                  commits wait until then, {alone}"
             ),
-        ),
-        Voting::PrimaryBiased => (
+        ],
+        Voting::PrimaryBiased => [
             "the standby waits for an operator (`dyadctl takeover`): nobody has a third vote".to_owned(),
             format!("the primary goes on alone, as long as its machine does not restart; {alone}"),
-        ),
-        Voting::Strict => (
+        ],
+        Voting::Strict => [
             "the standby waits for an operator (`dyadctl takeover`): nobody has a third vote".to_owned(),
             "commits wait until it is back: this site is strict".to_owned(),
-        ),
-        Voting::FenceDevice => (
+        ],
+        Voting::FenceDevice => [
             format!(
                 "once it has been silent for {lease}, the standby takes over when it has seen it switched off"
             ),
             format!("the primary goes on alone when it has seen it switched off, {alone}"),
-        ),
-    };
-    let mut rules = vec![rule("the primary's node is lost", lost), rule("the standby is lost", standby)];
+        ],
+    }
+}
+
+/// All rules of a cluster, those that move the database first.
+pub fn policy(config: &Config) -> Vec<Rule> {
+    let lease = seconds(config.lease_ms);
+    let rule = |when, then: String| Rule { when, then };
+    let [primary, standby] = lost(config);
+    let mut rules = vec![rule("the primary's node is lost", primary), rule("the standby is lost", standby)];
     rules.push(rule(
         "the primary cannot hear who lets it serve",
         format!(

@@ -1,7 +1,8 @@
 //! Phase `data`: the volume group and PostgreSQL's volume.
 //!
-//! The partition goes through the same names as `state` does. Inside the group the volume's own name plays that
-//! part: `pg_new` is being made and may be made over, `pg` is finished; the rename is one write of LVM's metadata.
+//! The partition goes through the same names as `state` does, and is finished only when group, volume and file system are
+//! flushed: LVM writes its metadata without flushing in between, so a power cut may leave a group that it cannot read.
+//! Later changes of the group are made with a copy of what was there before at hand, for the same reason.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -18,7 +19,8 @@ use crate::probe::{self, Content};
 use crate::{Host, Report, durable, state, users};
 
 const VOLUME: &str = "pg";
-const VOLUME_NEW: &str = "pg_new";
+/// On the state partition while the group is changed: how it was before.
+const BEFORE: &str = "state/lvm-before";
 const SHAPE: Shape = Shape { label: "pg", inode_ratio_bytes: 65_536, lazy: true };
 
 /// Share of the group that PostgreSQL's volume gets at first boot; the rest is for replicated volumes. It can be
@@ -42,31 +44,53 @@ pub(crate) fn run(host: &Host) -> Result<Report, PhaseError> {
     let locks = host.path("/run/dyad/lvm");
     fs::create_dir_all(&locks).doing("make the directory", &locks)?;
 
-    let device = state::finish(host, &mut disk, DATA, "data", &mut report, &Content::Lvm, |host, device| {
-        // Half-written metadata of an interrupted attempt would confuse LVM: start from nothing.
-        clear_start(device)?;
-        Lvm::new(host, device).create_group()?;
-        durable::sync(device)
-    })?;
-
-    let lvm = Lvm::new(host, &device);
-    if lvm.take_growth()? {
-        report.changes.push("volume group grown".to_owned());
+    let before = host.path("/").join(BEFORE);
+    if before.exists() {
+        put_back(host, &disk.partition_path(DATA)?, &before, &mut report)?;
     }
+    let device = state::finish(host, &mut disk, DATA, "data", &mut report, &Content::Lvm, make)?;
+    let lvm = Lvm::new(host, &device);
     let volumes = lvm.volumes()?;
-    let has = |name: &str| volumes.iter().any(|volume| volume == name);
-    if !has(VOLUME) {
-        if !has(VOLUME_NEW) {
-            lvm.create(VOLUME_NEW, pg_extents(lvm.size()?))?;
-        }
-        lvm.activate()?;
-        ext4::make(host, &mapped(host, VOLUME_NEW)?, &SHAPE)?;
-        lvm.rename(VOLUME_NEW, VOLUME)?;
-        report.changes.push(format!("made volume {VOLUME}"));
+    if !volumes.iter().any(|volume| volume == VOLUME) {
+        let found = format!("a volume group with {volumes:?}");
+        return Err(PhaseError::Lost { device, expected: "the volume pg", found });
+    }
+    // Whatever was changed then can be read now.
+    durable::remove(&before)?;
+    if lvm.grown()? {
+        lvm.backup(&before)?;
+        durable::sync(&before)?;
+        lvm.take_growth()?;
+        durable::sync(&device)?;
+        durable::remove(&before)?;
+        report.changes.push("volume group grown".to_owned());
     }
     lvm.activate()?;
     mount(host, &mapped(host, VOLUME)?, &mut report)?;
     Ok(report)
+}
+
+/// Group, volume and file system, over whatever an earlier attempt has left.
+fn make(host: &Host, device: &Path) -> Result<(), PhaseError> {
+    clear_start(device)?;
+    let lvm = Lvm::new(host, device);
+    lvm.create_group()?;
+    lvm.create(VOLUME, pg_extents(lvm.size()?))?;
+    ext4::make(host, &mapped(host, VOLUME)?, &SHAPE)?;
+    durable::sync(device)
+}
+
+/// A change of the group was cut off: what cannot be read any more becomes what it was before. Volumes lie behind what is
+/// cleared, where no change of the group touches them.
+fn put_back(host: &Host, device: &Path, before: &Path, report: &mut Report) -> Result<(), PhaseError> {
+    let lvm = Lvm::new(host, device);
+    let Err(error) = lvm.volumes() else { return Ok(()) };
+    host.log.line(&format!("{error}; the volume group is put back as it was before it was changed"));
+    clear_start(device)?;
+    lvm.restore(before)?;
+    durable::sync(device)?;
+    report.changes.push("volume group put back as it was".to_owned());
+    Ok(())
 }
 
 fn clear_start(device: &Path) -> Result<(), PhaseError> {

@@ -56,6 +56,17 @@ pub(crate) fn directory(path: &Path, mode: u32, uid: u32, gid: u32) -> Result<bo
     Ok(changed)
 }
 
+/// Removes a file that may be missing.
+pub(crate) fn remove(path: &Path) -> Result<(), PhaseError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => {
+            removed.doing("remove", path)?;
+            sync_parent(path)
+        }
+    }
+}
+
 /// Flushes a file, a directory or a block device.
 pub(crate) fn sync(path: &Path) -> Result<(), PhaseError> {
     File::open(path).and_then(|file| file.sync_all()).doing("flush", path)

@@ -1,10 +1,11 @@
 //! LVM on one physical volume, without udev and without files of its own: every setting is on the command line.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::Host;
-use crate::error::PhaseError;
+use crate::error::{Doing, PhaseError};
 use crate::run::Tool;
 
 /// Name of the volume group.
@@ -89,30 +90,49 @@ impl<'a> Lvm<'a> {
         Ok(GroupSize { extents, free_extents })
     }
 
-    /// Takes the partition's growth into the group. `true`: there was some.
-    pub(crate) fn take_growth(&self) -> Result<bool, PhaseError> {
+    /// Whether the partition is larger than what the group has of it.
+    pub(crate) fn grown(&self) -> Result<bool, PhaseError> {
         let volume = self.volume.to_string_lossy();
         let columns = "dev_size,pv_size,pe_start";
         let text =
             self.run("pvs", &["--noheadings", "--nosuffix", "--units", "b", "-o", columns, &volume])?;
         let [device, used, start] = numbers(&text)?;
         // Less than an extent is rounding, not growth.
-        if device < start + used + EXTENT_BYTES {
-            return Ok(false);
-        }
-        self.run("pvresize", &["-y", &volume])?;
-        Ok(true)
+        Ok(device >= start + used + EXTENT_BYTES)
+    }
+
+    /// Takes the partition's growth into the group.
+    pub(crate) fn take_growth(&self) -> Result<(), PhaseError> {
+        self.run("pvresize", &["-y", &self.volume.to_string_lossy()]).map(drop)
+    }
+
+    /// Writes what the group is made of into a file.
+    pub(crate) fn backup(&self, file: &Path) -> Result<(), PhaseError> {
+        self.run("vgcfgbackup", &["-f", &file.to_string_lossy(), GROUP]).map(drop)
+    }
+
+    /// Makes the group what such a file says, on a device without any.
+    pub(crate) fn restore(&self, file: &Path) -> Result<(), PhaseError> {
+        let text = fs::read_to_string(file).doing("read", file)?;
+        let id = physical_volume(&text).ok_or_else(|| {
+            PhaseError::Volumes(format!("{} names no physical volume with an id", file.display()))
+        })?;
+        let (file, volume) = (file.to_string_lossy(), self.volume.to_string_lossy());
+        self.run("pvcreate", &["-y", "-ff", "--uuid", id, "--restorefile", &file, &volume])?;
+        self.run("vgcfgrestore", &["-y", "-f", &file, GROUP]).map(drop)
     }
 
     /// Makes and activates a logical volume. Its old content is not cleared: the caller makes a file system.
     pub(crate) fn create(&self, name: &str, extents: u64) -> Result<(), PhaseError> {
         self.run("lvcreate", &["-y", "-Wn", "-Zn", "-n", name, "-l", &extents.to_string(), GROUP]).map(drop)
     }
+}
 
-    /// Renames a volume: one atomic write of the group's metadata.
-    pub(crate) fn rename(&self, from: &str, to: &str) -> Result<(), PhaseError> {
-        self.run("lvrename", &["-y", GROUP, from, to]).map(drop)
-    }
+/// The id of the one physical volume of a backup.
+fn physical_volume(backup: &str) -> Option<&str> {
+    let (_, volumes) = backup.split_once("physical_volumes {")?;
+    let (_, id) = volumes.split_once("id = \"")?;
+    id.split_once('"').map(|(id, _)| id)
 }
 
 /// Numbers in a report line of LVM.
@@ -134,6 +154,13 @@ mod tests {
     fn report_lines_are_parsed() {
         assert_eq!(numbers::<2>("  255 12\n").unwrap(), [255, 12]);
         assert!(numbers::<2>("255").unwrap_err().to_string().contains("expected 2 numbers in \"255\""));
+    }
+
+    #[test]
+    fn the_physical_volume_of_a_backup_is_found() {
+        let backup = "dyad {\n\tid = \"group\"\n\tphysical_volumes {\n\n\t\tpv0 {\n\t\t\tid = \"one-two\"\n";
+        assert_eq!(physical_volume(backup), Some("one-two"));
+        assert_eq!(physical_volume("dyad {\n\tid = \"group\"\n"), None);
     }
 
     #[test]

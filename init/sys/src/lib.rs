@@ -7,6 +7,7 @@ pub mod fault;
 pub mod heap;
 pub mod loopdev;
 pub mod packet;
+pub mod program;
 pub mod resident;
 pub mod seccomp;
 pub mod signals;

@@ -191,6 +191,7 @@ fn stops_in_order(lab: &Lab) {
     let steps =
         ["shutdown: power off: power button", "service postgresql: stopped", "service journald: stopped"];
     assert!(steps.map(at).is_sorted(), "PostgreSQL goes before the journal");
+    assert!(!console.contains("PID 1 runs from its disk"), "it runs from memory: {console}");
     assert!(at("shutdown: complete") < at("reboot: Power down"));
     refused(lab, &["stop", NODE], "node-a is off; `dyad lab start node-a` powers it on");
 }

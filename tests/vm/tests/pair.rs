@@ -70,6 +70,9 @@ fn two_containers_find_each_other_and_survive() {
     if std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0) {
         let lab = Lab::up_with(&root().join("images/lab.toml"), 2, &["--backend", "container"]);
         lost_and_found(&lab, &Balancer::start(&lab));
+        for node in ["node-a", "node-b"] {
+            assert!(!lab.console(node).contains("PID 1 runs from its disk"), "{}", lab.console(node));
+        }
         return assert_eq!(Secrets::of(&lab).in_image(&lab), [""; 0]);
     }
     let state = tempfile::tempdir().expect("a temporary directory can be made");
