@@ -263,7 +263,7 @@ fn tell(client: &mut Client<impl Read + Write>, command: Command) -> Result<(), 
         }
         Command::Policy { json } => {
             let policy: Value = client.call(Call::Policy).map_err(text)?;
-            print(&in_form::<Vec<PolicyRow>>(policy, json, show::policy)?)
+            print(&in_form::<Vec<PolicyRow>>(policy, json, |rows| show::policy(rows))?)
         }
         Command::Events { node, lines } => {
             let rows: Vec<EventRow> = client.call(Call::Events(Events { lines, node })).map_err(text)?;

@@ -61,7 +61,7 @@ pub(crate) fn check(rows: &[CheckRow]) -> String {
 }
 
 /// What happens, and below it what is done then.
-pub(crate) fn policy(rows: &Vec<PolicyRow>) -> String {
+pub(crate) fn policy(rows: &[PolicyRow]) -> String {
     rows.iter().map(|PolicyRow { when, then }| format!("{when}:\n    {then}\n")).collect()
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::Host;
 use crate::durable;
 use crate::error::PhaseError;
-use crate::run::Tool;
+use crate::run::{Tool, ToolError};
 
 const MKFS: &str = "/usr/sbin/mkfs.ext4";
 const E2FSCK: &str = "/usr/sbin/e2fsck";
@@ -15,6 +15,11 @@ const E2FSCK: &str = "/usr/sbin/e2fsck";
 const MKFS_DEADLINE: Duration = Duration::from_secs(300);
 /// A journal replay takes seconds; a full check of a large volume after damage does not.
 const FSCK_DEADLINE: Duration = Duration::from_secs(3600);
+
+/// How e2fsck ends when it cannot begin.
+const UNUSABLE: i32 = 8;
+/// Where the first copy of the superblock is in a file system of [`make`].
+const FIRST_COPY: [&str; 4] = ["-b", "32768", "-B", "4096"];
 
 /// Every feature by name: `none` clears what the program would add by itself.
 const FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,\
@@ -46,13 +51,25 @@ pub(crate) fn make(host: &Host, device: &Path, shape: &Shape) -> Result<(), Phas
 }
 
 /// Replays the journal and repairs what can be repaired without a human. Fails when a human is needed.
+///
+/// The kernel writes the superblock, two sectors, whenever it mounts: a power cut may leave one old and one new. Then its first
+/// copy takes its place.
 pub(crate) fn check(host: &Host, device: &Path) -> Result<(), PhaseError> {
-    // 1: errors were corrected. 2 asks for a reboot when a mounted root was changed, which this is not.
-    Tool::new(E2FSCK, FSCK_DEADLINE)
-        .arg("-p")
-        .arg(device.to_string_lossy())
-        .good(&[0, 1])
-        .run(&host.log)
-        .map(drop)
-        .map_err(PhaseError::from)
+    let check = |copy: &[&str]| {
+        Tool::new(E2FSCK, FSCK_DEADLINE)
+            .arg("-p")
+            .args(copy.iter().copied())
+            .arg(device.to_string_lossy())
+            // 1: errors were corrected. 2 asks for a reboot when a mounted root was changed, which this is not.
+            .good(&[0, 1])
+            .run(&host.log)
+            .map(drop)
+    };
+    match check(&[]) {
+        Err(ToolError::Failed { status, stderr, .. }) if status.code() == Some(UNUSABLE) => {
+            host.log.line(&format!("{stderr}; the superblock's first copy is taken"));
+            Ok(check(&FIRST_COPY)?)
+        }
+        told => Ok(told?),
+    }
 }

@@ -441,6 +441,26 @@ fn a_machine_without_its_root_on_a_disk_is_live() {
     assert!(Path::new(&disk.directory.path().join("root/run/dyad/etc/machine-id")).exists());
 }
 
+#[test]
+#[ignore = "run in a guest by tests/vm"]
+fn a_torn_superblock_gives_way_to_its_copy() {
+    let mut disk = Disk::new(1700 * MIB);
+    disk.good_boot("grow,state");
+    let before = disk.identity();
+    disk.reboot();
+    let (offset, _) = disk.found().table.byte_range(6).unwrap();
+    let device = File::options().write(true).open(&disk.device).unwrap();
+    // The second of its two sectors.
+    device.write_all_at(&[0x5a; 512], offset + 1024 + 512).unwrap();
+    device.sync_all().unwrap();
+    drop(device);
+    disk.reboot();
+    assert_eq!(disk.good_boot("grow,state")[1], "state: nothing to do");
+    disk.reboot();
+    assert_eq!(disk.identity(), before);
+    disk.check("PND#data");
+}
+
 /// `lvs` of the disk, as (name, bytes).
 fn volumes(disk: &Disk) -> Vec<(String, u64)> {
     let text = ok(command("/usr/sbin/lvs")
