@@ -85,6 +85,7 @@ fn a_life_as_root_and_a_refusal_for_all_others() {
     up(&user, &disk);
     boots(&user, 1);
     cuts(&user);
+    cables(&user);
     pauses(&user);
     ends_and_starts(&user);
     witness(&user);
@@ -181,6 +182,18 @@ fn cuts(user: &User) {
     assert!(!pings(user, "10.77.0.2") && pings(user, "10.77.0.11"));
     user.ok("one", &["heal"]);
     assert!(user.refused("one", &["cut", "node-a", "node-z"]).contains("node-a, node-b, witness, host"));
+}
+
+/// One that is pulled, and one that carries nothing.
+fn cables(user: &User) {
+    for how in [&["unplug", "node-b", "lan0"][..], &["unplug", "node-b", "lan0", "--silent"]] {
+        user.ok("one", how);
+        assert!(!pings(user, "10.77.0.12") && pings(user, "10.77.0.11"), "{how:?}");
+        user.ok("one", &["plug", "node-b", "lan0"]);
+        wait("plugged in", PATIENCE, || pings(user, "10.77.0.12"));
+    }
+    assert!(user.refused("one", &["unplug", "node-b", "lan7"]).contains("lan0, lan1, repl0, repl1"));
+    assert!(user.refused("one", &["unplug", "witness", "lan0"]).contains("dyad lab cut"));
 }
 
 fn pauses(user: &User) {
