@@ -20,7 +20,7 @@ use crate::{Host, Report, durable, state, users};
 
 const VOLUME: &str = "pg";
 /// On the state partition while the group is changed: how it was before.
-const BEFORE: &str = "state/lvm-before";
+const BEFORE: &str = "/state/lvm-before";
 const SHAPE: Shape = Shape { label: "pg", inode_ratio_bytes: 65_536, lazy: true };
 
 /// Share of the group that PostgreSQL's volume gets at first boot; the rest is for replicated volumes. It can be
@@ -44,7 +44,7 @@ pub(crate) fn run(host: &Host) -> Result<Report, PhaseError> {
     let locks = host.path("/run/dyad/lvm");
     fs::create_dir_all(&locks).doing("make the directory", &locks)?;
 
-    let before = host.path("/").join(BEFORE);
+    let before = host.path(BEFORE);
     if before.exists() {
         put_back(host, &disk.partition_path(DATA)?, &before, &mut report)?;
     }
@@ -60,6 +60,7 @@ pub(crate) fn run(host: &Host) -> Result<Report, PhaseError> {
     if lvm.grown()? {
         lvm.backup(&before)?;
         durable::sync(&before)?;
+        durable::sync(&host.path("/state"))?;
         lvm.take_growth()?;
         durable::sync(&device)?;
         durable::remove(&before)?;
