@@ -115,7 +115,7 @@ fn first_boot_tells_what_it_made(status: &Value) {
     for (name, note) in [
         ("grow", "new partitions [4, 5, 6, 7]"),
         ("state", "made state on /dev/vda6"),
-        ("data", "made data on /dev/vda7; made volume pg"),
+        ("data", "made data on /dev/vda7; owner of /data/pg"),
     ] {
         let (state, said) = &phases[name];
         assert_eq!(state, "changed", "{name}");
