@@ -1,5 +1,6 @@
 //! Helper processes of PID 1 (`init --phase NAME`): whatever may wait for a device. PID 1 gives them a deadline.
 
+use std::ffi::{CStr, CString};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -9,10 +10,14 @@ use crate::modules::{self, Modules};
 use crate::record::{self, Record};
 use crate::{boot, mounts};
 
+/// The least share of a processor.
+const NICE_LAST: i32 = 19;
+
 /// Runs one helper; what it did goes to standard output, why it failed to standard error.
 pub(crate) fn run(name: &str, arguments: &[&str]) -> ExitCode {
     log::open();
     let result = match name {
+        "warm-up" => Err(warm_up(arguments)),
         "modules" => coldplug(),
         "record" => record(arguments),
         "sync" => {
@@ -33,6 +38,18 @@ pub(crate) fn run(name: &str, arguments: &[&str]) -> ExitCode {
             eprintln!("{reason}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Becomes the program, behind everything else that runs.
+fn warm_up(arguments: &[&str]) -> String {
+    let _ = rustix::process::setpriority_process(None, NICE_LAST);
+    let words: Result<Vec<CString>, _> = arguments.iter().map(|word| CString::new(*word)).collect();
+    let Ok(words) = words else { return format!("warm-up {arguments:?}: a zero byte") };
+    let Some(program) = words.first() else { return "warm-up: no program is named".to_owned() };
+    match nix::unistd::execve(program, &words, &[] as &[&CStr]) {
+        Ok(never) => match never {},
+        Err(errno) => format!("cannot execute {program:?}: {errno}"),
     }
 }
 

@@ -133,7 +133,8 @@ pub struct Service {
     pub capabilities: Option<Vec<u8>>,
     /// Start at boot; else only when the supervisor asks.
     pub autostart: bool,
-    /// Indices into `services`: wait until these are ready.
+    /// Indices into `services`: wait until these are ready; for those with sockets, which are bound before anything starts,
+    /// nobody waits. Stops go the other way round.
     pub after: Vec<u16>,
     /// Readiness protocol.
     pub readiness: Readiness,
@@ -175,6 +176,11 @@ pub struct Service {
     pub console: bool,
     /// Early boot phases (`state`, `data`, ...) without which this service is not started.
     pub phases: Vec<String>,
+    /// Early boot phases that end before it is started, well or not; `None`: all of them.
+    pub begins_after: Option<Vec<String>>,
+    /// Absolute path and arguments run once while the machine boots, on a processor that has nothing else to do, so that the
+    /// service's program is in memory when it starts; empty: nothing.
+    pub warm_up: Vec<String>,
     /// Longest silence between two `WATCHDOG=1` messages, milliseconds (0: no watchdog).
     pub watchdog_ms: u32,
     /// A writer: its cgroup is killed when the dead-man's deadline passes.
@@ -210,7 +216,7 @@ pub const IMAGE_MAGIC: [u8; 8] = *b"DYADIMG\0";
 /// Magic of a [`ModuleIndex`] file.
 pub const MODULES_MAGIC: [u8; 8] = *b"DYADMOD\0";
 /// Format number of both; raised with any change of the structures above.
-pub const FORMAT: u16 = 2;
+pub const FORMAT: u16 = 3;
 
 /// Why a table file was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

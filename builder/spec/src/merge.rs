@@ -465,6 +465,8 @@ fn service_table(name: &str, raw: &RawService, after: Vec<u16>) -> compiled::Ser
         }),
         console: raw.console,
         phases: raw.phases.iter().map(|p| p.to_string()).collect(),
+        begins_after: raw.begins_after.as_ref().map(|all| all.iter().map(|p| p.to_string()).collect()),
+        warm_up: raw.warm_up.iter().map(|word| word.value.to_string()).collect(),
         watchdog_ms: raw.watchdog.map_or(0, |t| t.get()),
         fence: raw.fence,
     }

@@ -62,7 +62,8 @@ table! {
         capabilities: Option<Vec<Capability>>,
         /// Start at boot; else only when the supervisor asks.
         autostart: bool = true,
-        /// Services that must be ready before this one starts.
+        /// Services that must be ready before this one starts, and stop after it. One with sockets is not waited for: what is
+        /// written to them stays there until it is up.
         after: Vec<At<Name>>,
         /// How PID 1 knows that it is up.
         readiness: ReadinessWord = ReadinessWord::Started,
@@ -104,7 +105,12 @@ table! {
         /// Output goes to the console too.
         console: bool = false,
         /// Boot phases (`state`, `data`, ...) without which it is not started.
-        phases: Vec<Name>,
+        phases: Vec<PhaseWord>,
+        /// Boot phases that must have ended, well or not, before it is started; without this key all of them.
+        begins_after: Option<Vec<PhaseWord>>,
+        /// Absolute path and arguments run once while the machine boots, on a processor that has nothing else to do, as the
+        /// service's user: a program that was read once starts sooner. How it ends does not matter.
+        warm_up: Vec<At<Line>>,
         /// Longest silence between two WATCHDOG=1 messages; without this key there is no watchdog.
         watchdog: Option<Millis>,
         /// It writes to shared data: killed when the dead-man's deadline passes.
@@ -211,6 +217,22 @@ words! {
         Notify = "notify",
         /// Exit with status 0 means done.
         Exit = "exit",
+    }
+}
+
+words! {
+    /// The early boot phases.
+    pub(crate) enum PhaseWord {
+        /// Drivers of the devices that are there.
+        Modules = "modules",
+        /// Partitions to fit the disk.
+        Grow = "grow",
+        /// The state partition.
+        State = "state",
+        /// The volume group and PostgreSQL's volume.
+        Data = "data",
+        /// The boot partition, with the site file.
+        Esp = "esp",
     }
 }
 

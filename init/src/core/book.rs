@@ -13,11 +13,11 @@ use dyad_api::control::{FenceTimes, Phase};
 use rustix::fs::MemfdFlags;
 use serde::{Deserialize, Serialize};
 
-use crate::services::{Id, RECORD_BYTES, Slot};
+use crate::services::{Id, Phases, RECORD_BYTES, Slot};
 
 const MAGIC: [u8; 8] = *b"DYADPID1";
 /// What another binary must read to go on from here.
-pub(crate) const FORMAT: u32 = 4;
+pub(crate) const FORMAT: u32 = 5;
 const HEADER_BYTES: usize = 128;
 const STRIDE: usize = 256;
 /// Where the fault handler writes the cause and the time.
@@ -60,7 +60,7 @@ pub(super) struct Saved {
     pub(super) reexecs: u32,
     /// Every service that starts by itself was told to.
     pub(super) begun: bool,
-    pub(super) phases_done: Option<u32>,
+    pub(super) ended_phases: Phases,
     pub(super) shutting_down: bool,
     pub(super) shutdown: Option<super::shutdown::Progress>,
     pub(super) phases: Vec<Phase>,

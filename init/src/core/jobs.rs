@@ -23,6 +23,8 @@ pub(super) const JOBS_MAX: usize = 64;
 const GIVE_UP_MS: u64 = 5_000;
 /// Output of a helper that is kept: its last lines are a phase's note.
 const HELPER_CAPTURE: u32 = 2048;
+/// Longest time for one warm-up.
+const WARM_UP_MS: u32 = 60_000;
 /// Status of a helper that changed something.
 pub(crate) const STATUS_CHANGED: i32 = 10;
 /// This program, for helpers.
@@ -41,6 +43,8 @@ pub(super) enum Kind {
     Record,
     /// A new binary that is asked what it can read; by this client in this request.
     Upgrade(u16, u32),
+    /// A service's program, run so that it is in memory.
+    WarmUp,
     /// Asked for by this client in this request.
     Oneshot(u16, u32),
 }
@@ -146,6 +150,12 @@ struct Order<'a> {
 }
 
 impl<'a> Order<'a> {
+    /// A program that is PID 1's own.
+    fn own(name: &'a str, exec: &'a [String], deadline_ms: u32) -> Self {
+        let capture_max = HELPER_CAPTURE;
+        Order { name, suffix: "phase", exec, env: &[], cwd: "/", uid: 0, gid: 0, deadline_ms, capture_max }
+    }
+
     /// The program, with its output going to these pipes.
     fn program(&self, out: BorrowedFd<'a>, err: BorrowedFd<'a>) -> Program<'a> {
         Program {
@@ -190,18 +200,24 @@ impl Core {
         kind: Kind,
         deadline_ms: u32,
     ) -> std::io::Result<()> {
-        let order = Order {
-            name,
-            suffix: "phase",
-            exec,
-            env: &[],
-            cwd: "/",
-            uid: 0,
-            gid: 0,
-            deadline_ms,
-            capture_max: HELPER_CAPTURE,
-        };
-        self.start_job(kind, &order)
+        self.start_job(kind, &Order::own(name, exec, deadline_ms))
+    }
+
+    /// Has programs read that services will start, where nothing else wants the processor. One that fails would fail again.
+    pub(super) fn warm_up(&mut self) {
+        for id in self.machine.ids() {
+            let spec = &self.machine.specs()[usize::from(id)];
+            if spec.warm_up.is_empty() {
+                continue;
+            }
+            let words = [SELF, "--phase", "warm-up"].into_iter().map(str::to_owned);
+            let exec: Vec<String> = words.chain(spec.warm_up.iter().cloned()).collect();
+            let name = format!("{}.warm-up", spec.name);
+            let order = Order { uid: spec.uid, gid: spec.gid, ..Order::own(&name, &exec, WARM_UP_MS) };
+            if let Err(error) = self.start_job(Kind::WarmUp, &order) {
+                warning!("cannot warm up {name}: {error}");
+            }
+        }
     }
 
     /// Runs what a client asked for. `None`: it runs; the answer comes when it ended.
@@ -459,6 +475,7 @@ impl Core {
                 let failure = (state == PhaseState::Failed).then_some(note.as_str());
                 self.recorded(&out, failure);
             }
+            Kind::WarmUp => {}
             Kind::Upgrade(client, id) => self.end_upgrade(client, id, &status, &out),
             Kind::Oneshot(client, id) => {
                 let finished = Finished { status, stdout: out, stderr: err, took_ms };

@@ -29,7 +29,7 @@ use rustix::io::Errno;
 use crate::cgroup::{Group, Slice};
 use crate::log::{error, info, warning};
 use crate::record::Record;
-use crate::services::{Event, Machine, Slot, Why};
+use crate::services::{Event, Machine, Phases, Slot, Why};
 use crate::{boot, clock, uevent};
 
 pub(crate) use book::is_sane as book_is_sane;
@@ -54,9 +54,22 @@ const STATUS_NOTE_BYTES: usize = 160;
 /// Marks of a boot.
 const MARKS: usize = 8;
 
-/// The early boot phases in their order, with deadlines in milliseconds. `modules` runs beside the others.
-pub(crate) const PHASES: [(&str, u32); 5] =
-    [("modules", 60_000), ("grow", 60_000), ("state", 120_000), ("data", 300_000), ("esp", 30_000)];
+/// An early boot phase.
+pub(crate) struct EarlyPhase {
+    name: &'static str,
+    deadline_ms: u32,
+    /// Which one has ended before it, well or not.
+    after: Option<usize>,
+}
+
+/// The early boot phases.
+pub(crate) const PHASES: [EarlyPhase; 5] = [
+    EarlyPhase { name: "modules", deadline_ms: 60_000, after: None },
+    EarlyPhase { name: "grow", deadline_ms: 60_000, after: None },
+    EarlyPhase { name: "state", deadline_ms: 120_000, after: Some(1) },
+    EarlyPhase { name: "data", deadline_ms: 300_000, after: Some(2) },
+    EarlyPhase { name: "esp", deadline_ms: 30_000, after: Some(1) },
+];
 
 /// What an epoll event is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -210,7 +223,7 @@ impl Core {
         };
         let devices = if container { None } else { uevent::open().ok() };
         let power = if container { None } else { crate::power::open() };
-        let names: Vec<&str> = PHASES.iter().map(|(name, _)| *name).collect();
+        let names = PHASES.map(|phase| phase.name);
         let jitter = boot_id[..8].iter().fold(1, |number, byte| number << 8 | u64::from(*byte));
         let book = book::Saved {
             container,
@@ -347,7 +360,7 @@ impl Core {
     /// Once: when every service that starts by itself is up, or will not come up.
     fn mark_services(&mut self, now: u64) {
         let marked = self.book.marks.last().is_some_and(|(name, _)| name == "services");
-        if marked || self.machine.phases_done().is_none() {
+        if marked || !self.book.phases.iter().all(has_ended) {
             return;
         }
         let begins = |slot: &Slot| match slot.state {
@@ -420,14 +433,7 @@ impl Core {
                 phase.note = "container".to_owned();
             }
         }
-        // `modules` runs beside the others, which follow each other.
-        let due = |phase: &Phase| matches!(phase.state, PhaseState::Waiting | PhaseState::Running);
-        let next = (1..PHASES.len()).find(|at| due(&self.book.phases[*at]));
-        for at in [Some(0).filter(|_| due(&self.book.phases[0])), next].into_iter().flatten() {
-            if !self.jobs.runs(jobs::Kind::Phase(at)) {
-                self.start_phase(at);
-            }
-        }
+        self.start_phases();
         if self.book.begun {
             return;
         }
@@ -436,12 +442,35 @@ impl Core {
                 self.step(Event::Start(id));
             }
         }
+        // In a container the host has read them long since.
+        if !self.book.container {
+            self.warm_up();
+        }
         self.book.begun = true;
         self.save();
     }
 
+    /// Starts every phase whose turn it is. A failed one does not keep those after it from trying.
+    fn start_phases(&mut self) {
+        for (at, phase) in PHASES.iter().enumerate() {
+            let turn = phase.after.is_none_or(|before| has_ended(&self.book.phases[before]));
+            if turn && !has_ended(&self.book.phases[at]) && !self.jobs.runs(jobs::Kind::Phase(at)) {
+                self.start_phase(at);
+            }
+        }
+        self.step(Event::Phases(self.ended_phases()));
+    }
+
+    fn ended_phases(&self) -> Phases {
+        let bits = |is: fn(&Phase) -> bool| {
+            let such = self.book.phases.iter().enumerate().filter(|(_, phase)| is(phase));
+            such.fold(0, |bits, (at, _)| bits | 1 << at)
+        };
+        Phases { all: bits(has_ended), well: bits(|phase| phase.state.is_done()) }
+    }
+
     fn start_phase(&mut self, at: usize) {
-        let (name, deadline_ms) = PHASES[at];
+        let EarlyPhase { name, deadline_ms, .. } = PHASES[at];
         self.book.phases[at].state = PhaseState::Running;
         self.book.phases[at].started_ms = clock::boot_ms();
         self.save();
@@ -462,16 +491,12 @@ impl Core {
             _ => info!("phase {name} {}.{:03}s: {}", took / 1000, took % 1000, phase.note),
         }
         self.tell(Told::Phase(self.book.phases[at].clone()));
-        // The disk's phases follow each other; a failed one does not keep the next from trying.
-        if at > 0 && at + 1 < PHASES.len() && !self.machine.is_shutting_down() {
-            self.start_phase(at + 1);
-        }
-        if self.book.phases.iter().all(|p| !matches!(p.state, PhaseState::Waiting | PhaseState::Running)) {
-            let done = self.book.phases.iter().enumerate().filter(|(_, p)| p.state.is_done());
-            let bits = done.fold(0, |bits, (at, _)| bits | 1 << at);
+        if self.book.phases.iter().all(has_ended) {
             self.book.marks.push(("phases".to_owned(), clock::boot_ms()));
-            self.step(Event::Phases(bits));
+            self.step(Event::Phases(self.ended_phases()));
             self.record(&Record::Running);
+        } else if !self.machine.is_shutting_down() {
+            self.start_phases();
         }
         self.save();
     }
@@ -491,7 +516,7 @@ impl Core {
             return;
         }
         self.devices_changed = false;
-        if let Err(error) = self.start_helper(&["modules"], jobs::Kind::Devices, PHASES[0].1) {
+        if let Err(error) = self.start_helper(&["modules"], jobs::Kind::Devices, PHASES[0].deadline_ms) {
             warning!("cannot look for drivers of new devices: {error}");
         }
     }
@@ -501,6 +526,10 @@ impl Core {
             self.begin_shutdown(shutdown::POWER_OFF, "power button");
         }
     }
+}
+
+fn has_ended(phase: &Phase) -> bool {
+    !matches!(phase.state, PhaseState::Waiting | PhaseState::Running)
 }
 
 fn waiting_phase(name: &str) -> Phase {

@@ -143,7 +143,7 @@ impl Core {
 
     fn take_up(&mut self, saved: Saved, header: &Header, taken: Taken) -> Result<(), ResumeError> {
         let (clients, jobs) = (saved.clients.clone(), saved.jobs.clone());
-        self.machine.restore_phases(saved.phases_done, saved.shutting_down);
+        self.machine.restore_phases(saved.ended_phases, saved.shutting_down);
         let (deadline, gone_by) = self.memory.load_fence().map_err(BookError::Read)?;
         self.fence.restore(deadline, gone_by, taken.watchdog, taken.gate);
         self.watch_gate();
@@ -226,7 +226,7 @@ impl Core {
         let raw = |fd: &OwnedFd| fd.as_raw_fd();
         // Out of the way, because what follows is read from all of PID 1.
         let mut book = std::mem::take(&mut self.book);
-        book.phases_done = self.machine.phases_done();
+        book.ended_phases = self.machine.ended_phases();
         book.shutting_down = self.machine.is_shutting_down();
         book.watchdog = self.fence.watchdog.as_ref().map_or(-1, |watchdog| watchdog.as_fd().as_raw_fd());
         book.gate = self.fence.gate.as_ref().map_or(-1, raw);

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use dyad_api::control::{Answer, ExitStatus, Refusal};
+use dyad_spec::compiled;
 use dyad_sys::fault;
 
 use super::{Core, book, jobs, resume};
@@ -13,7 +14,7 @@ const ASK_MS: u32 = 10_000;
 
 /// What a binary says when it is asked whose state it can go on from.
 pub(crate) fn state_format() -> String {
-    format!("dyad-init state {}", book::FORMAT)
+    format!("dyad-init state {}, table {}", book::FORMAT, compiled::FORMAT)
 }
 
 impl Core {

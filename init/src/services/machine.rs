@@ -4,7 +4,7 @@ use dyad_api::control::ServiceState as State;
 use dyad_spec::compiled::{GiveUp, Readiness, Restart, Service};
 use dyad_sys::signals::Exit;
 
-use super::{Action, Ended, Event, Id, NOTE_BYTES, Slot, Why};
+use super::{Action, Ended, Event, Id, NOTE_BYTES, Phases, Slot, Why};
 
 /// A service that was up for so long has shown that it works: its back-off starts afresh.
 pub(super) const STEADY_MS: u64 = 60_000;
@@ -16,15 +16,23 @@ pub(super) const BACKOFF_MIN_MS: u32 = 100;
 /// All services.
 pub(crate) struct Machine {
     specs: Vec<Service>,
-    /// For each service the bits of the early boot phases that it needs.
-    phases: Vec<u32>,
+    /// What each service asks of the early boot phases.
+    phases: Vec<Asked>,
     pub(super) slots: Vec<Slot>,
-    /// `Some` when the early boot phases have ended: the bits of those that went well.
-    phases_done: Option<u32>,
+    ended: Phases,
     shutdown: bool,
     /// Spreads restarts, so that services that failed together do not start together again; 0: exact pauses.
     jitter: u64,
     actions: Vec<Action>,
+}
+
+/// Bits of early boot phases.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    /// Without these it is not started.
+    needs: u32,
+    /// These have ended before it is started.
+    awaits: u32,
 }
 
 impl Slot {
@@ -64,17 +72,19 @@ impl Slot {
 impl Machine {
     /// All services stopped. `jitter` seeds the spreading of restarts. `phases` are the names that `Service::phases` may use, in the order of their bits.
     pub(crate) fn new(specs: Vec<Service>, phases: &[&str], jitter: u64) -> Self {
-        let bits = specs
-            .iter()
-            .map(|spec| {
-                phases.iter().enumerate().fold(0, |bits, (at, name)| {
-                    if spec.phases.iter().any(|wanted| wanted == name) { bits | 1 << at } else { bits }
-                })
-            })
-            .collect();
+        let bits = |wanted: &[String]| {
+            let named = phases.iter().enumerate().filter(|(_, name)| wanted.iter().any(|one| one == *name));
+            named.fold(0, |bits, (at, _)| bits | 1 << at)
+        };
+        let asked = |spec: &Service| {
+            let needs = bits(&spec.phases);
+            let all = (1 << phases.len()) - 1;
+            Asked { needs, awaits: needs | spec.begins_after.as_deref().map_or(all, bits) }
+        };
+        let asked = specs.iter().map(asked).collect();
         let slots = vec![Slot::new(); specs.len()];
         let actions = Vec::with_capacity(specs.len() * 4 + 16);
-        Self { specs, phases: bits, slots, phases_done: None, shutdown: false, jitter, actions }
+        Self { specs, phases: asked, slots, ended: Phases::default(), shutdown: false, jitter, actions }
     }
 
     /// The table.
@@ -117,14 +127,14 @@ impl Machine {
     }
 
     /// Takes the rest of an earlier image's state up again.
-    pub(crate) fn restore_phases(&mut self, done: Option<u32>, shutdown: bool) {
-        self.phases_done = done;
+    pub(crate) fn restore_phases(&mut self, ended: Phases, shutdown: bool) {
+        self.ended = ended;
         self.shutdown = shutdown;
     }
 
-    /// Bits of the phases that went well, once all have ended.
-    pub(crate) fn phases_done(&self) -> Option<u32> {
-        self.phases_done
+    /// The phases that have ended.
+    pub(crate) fn ended_phases(&self) -> Phases {
+        self.ended
     }
 
     /// Keeps the beginning of a `STATUS=` text.
@@ -180,7 +190,7 @@ impl Machine {
             Event::Alive(id) => self.wind_watchdog(now, id),
             Event::Hung(id) => self.silent(now, id, out),
             Event::Tick => (0..self.slots.len() as Id).for_each(|id| self.tick(now, id, out)),
-            Event::Phases(done) => self.phases_done = Some(done),
+            Event::Phases(ended) => self.ended = ended,
             Event::Shutdown => {
                 self.shutdown = true;
                 for slot in &mut self.slots {
@@ -472,15 +482,14 @@ impl Machine {
 
     fn settle_start(&mut self, now: u64, id: Id, out: &mut Vec<Action>) {
         let at = usize::from(id);
-        let why = match (self.phases_done, self.phases[at]) {
-            (None, _) => Why::WaitsForPhases,
-            (Some(done), needed) if needed & !done != 0 => {
-                Why::PhaseFailed((needed & !done).trailing_zeros() as u8)
-            }
-            _ => {
-                let missing = self.specs[at].after.iter().find(|on| !self.slots[usize::from(**on)].is_up());
+        let (asked, ended) = (self.phases[at], self.ended);
+        let why = match (asked.needs & ended.all & !ended.well, asked.awaits & !ended.all) {
+            (0, 0) => {
+                let missing = self.specs[at].after.iter().find(|on| !self.is_usable(**on));
                 missing.map_or(Why::Nothing, |on| Why::WaitsFor(*on))
             }
+            (0, _) => Why::WaitsForPhases,
+            (failed, _) => Why::PhaseFailed(failed.trailing_zeros() as u8),
         };
         // What a former start left behind must be gone first; `Event::Empty` brings us back here.
         if why == Why::Nothing && !self.slots[at].dirty {
@@ -493,6 +502,13 @@ impl Machine {
             self.slots[at].why = why;
             out.push(Action::Changed(id));
         }
+    }
+
+    /// Whether those that come after it can start: its sockets are there from the beginning, and what is written to them stays
+    /// there until it is up.
+    fn is_usable(&self, id: Id) -> bool {
+        let at = usize::from(id);
+        self.slots[at].is_up() || !self.specs[at].sockets.is_empty()
     }
 
     /// Reverse order: a service stops when all that came after it are gone.

@@ -11,6 +11,7 @@ pub(crate) use record::{NOTE_BYTES, RECORD_BYTES};
 
 use dyad_api::control::ServiceState;
 use dyad_sys::signals::Exit;
+use serde::{Deserialize, Serialize};
 
 /// Index of a service in the image table.
 pub(crate) type Id = u16;
@@ -44,10 +45,19 @@ pub(crate) enum Event {
     Hung(Id),
     /// Time went by.
     Tick,
-    /// All early boot phases ended; bit n set: the n-th went well.
-    Phases(u32),
+    /// Another early boot phase ended.
+    Phases(Phases),
     /// The machine is shutting down: stop all, start none.
     Shutdown,
+}
+
+/// The early boot phases that have ended; bit n is the n-th.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) struct Phases {
+    /// All of them.
+    pub(crate) all: u32,
+    /// Those that went well.
+    pub(crate) well: u32,
 }
 
 /// What the driver is to do, in this order.

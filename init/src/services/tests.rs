@@ -3,7 +3,7 @@
 use super::machine::{BACKOFF_MIN_MS, KILL_WAIT_MS, STEADY_MS};
 use super::*;
 use dyad_api::control::ServiceState as State;
-use dyad_spec::compiled::{GiveUp, Readiness, Restart, Service, StopStep};
+use dyad_spec::compiled::{GiveUp, Readiness, Restart, Service, Socket, SocketKind, StopStep};
 use proptest::prelude::*;
 
 fn service(name: &str, after: &[u16]) -> Service {
@@ -38,15 +38,21 @@ fn service(name: &str, after: &[u16]) -> Service {
         syscalls: None,
         console: false,
         phases: vec![],
+        begins_after: None,
+        warm_up: vec![],
         watchdog_ms: 0,
         fence: false,
     }
 }
 
+fn ended(all: u32, well: u32) -> Phases {
+    Phases { all, well }
+}
+
 /// A machine whose phases have ended well.
 fn machine(services: Vec<Service>) -> Machine {
     let mut machine = Machine::new(services, &["state", "data"], 0);
-    machine.step(0, Event::Phases(u32::MAX));
+    machine.step(0, Event::Phases(ended(0b11, 0b11)));
     machine
 }
 
@@ -82,8 +88,44 @@ fn nothing_starts_before_the_phases_and_without_those_it_needs() {
     assert!(acts(&mut machine, 1, Event::Start(0)).is_empty());
     assert!(acts(&mut machine, 1, Event::Start(1)).is_empty());
     assert_eq!(machine.slot(0).why, Why::WaitsForPhases);
-    assert_eq!(acts(&mut machine, 2, Event::Phases(0b01)), [Action::Spawn(1)]);
+    assert!(acts(&mut machine, 2, Event::Phases(ended(0b01, 0b01))).is_empty());
+    assert_eq!(machine.slot(1).why, Why::WaitsForPhases);
+    assert_eq!(acts(&mut machine, 3, Event::Phases(ended(0b11, 0b01))), [Action::Spawn(1)]);
     assert_eq!((machine.slot(0).state, machine.slot(0).why), (State::Waiting, Why::PhaseFailed(1)));
+}
+
+#[test]
+fn a_service_may_begin_before_the_last_phase() {
+    let (mut early, mut picky) = (service("early", &[]), service("picky", &[]));
+    early.begins_after = Some(vec!["state".into()]);
+    picky.begins_after = Some(vec!["state".into()]);
+    picky.phases = vec!["data".into()];
+    let mut machine = Machine::new(vec![early, picky], &["state", "data"], 0);
+    machine.step(1, Event::Start(0));
+    machine.step(1, Event::Start(1));
+    // How it ended does not matter to the one; the other needs more.
+    assert_eq!(acts(&mut machine, 2, Event::Phases(ended(0b01, 0b00))), [Action::Spawn(0)]);
+    assert_eq!(machine.slot(1).why, Why::WaitsForPhases);
+    assert_eq!(acts(&mut machine, 3, Event::Phases(ended(0b11, 0b10))), [Action::Spawn(1)]);
+}
+
+#[test]
+fn nobody_waits_for_who_has_sockets_and_it_stops_last() {
+    let mut log = service("log", &[]);
+    log.readiness = Readiness::Notify;
+    log.sockets = vec![Socket {
+        path: "/run/x".into(),
+        kind: SocketKind::Stream,
+        mode: 0o666,
+        name: "x".into(),
+        pass_credentials: true,
+    }];
+    let mut machine = machine(vec![log, service("writer", &[0])]);
+    assert_eq!(acts(&mut machine, 1, Event::Start(1)), [Action::Spawn(0), Action::Spawn(1)]);
+    machine.step(1, Event::Spawned(0, 50));
+    machine.step(1, Event::Spawned(1, 51));
+    machine.step(2, Event::Ready(0));
+    assert_eq!(acts(&mut machine, 3, Event::Shutdown), [Action::Signal(1, 51, 2)]);
 }
 
 #[test]
@@ -150,7 +192,7 @@ fn who_ends_too_often_is_given_up_and_forgiven_when_asked_for() {
 fn restarts_are_spread() {
     let services = (0..64).map(|n| service(&format!("s{n}"), &[])).collect();
     let mut machine = Machine::new(services, &[], 0x5eed);
-    machine.step(0, Event::Phases(0));
+    machine.step(0, Event::Phases(ended(0b11, 0)));
     let mut times = std::collections::BTreeSet::new();
     for id in machine.ids() {
         let pid = 100 + u32::from(id);

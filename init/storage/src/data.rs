@@ -7,14 +7,12 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use rustix::mount::MountFlags;
-
 use crate::disk;
 use crate::error::{Doing, PhaseError};
 use crate::ext4::{self, Shape};
 use crate::grow::DATA;
 use crate::lvm::{self, GroupSize, Lvm};
-use crate::mounts::{self, FileSystem};
+use crate::mounts;
 use crate::probe::{self, Content};
 use crate::{Host, Report, durable, state, users};
 
@@ -50,14 +48,13 @@ pub(crate) fn run(host: &Host) -> Result<Report, PhaseError> {
     }
     let device = state::finish(host, &mut disk, DATA, "data", &mut report, &Content::Lvm, make)?;
     let lvm = Lvm::new(host, &device);
-    let volumes = lvm.volumes()?;
-    if !volumes.iter().any(|volume| volume == VOLUME) {
-        let found = format!("a volume group with {volumes:?}");
-        return Err(PhaseError::Lost { device, expected: "the volume pg", found });
+    if before.exists() {
+        // Whatever was changed then can be read now.
+        lvm.volumes()?;
+        durable::remove(&before)?;
     }
-    // Whatever was changed then can be read now.
-    durable::remove(&before)?;
-    if lvm.grown()? {
+    // LVM takes its time to be read at a boot, so it is asked only when the label says that something is to be done.
+    if lvm::label_differs(&device)? && lvm.grown()? {
         lvm.backup(&before)?;
         durable::sync(&before)?;
         durable::sync(&host.path("/state"))?;
@@ -67,7 +64,11 @@ pub(crate) fn run(host: &Host) -> Result<Report, PhaseError> {
         report.changes.push("volume group grown".to_owned());
     }
     lvm.activate()?;
-    mount(host, &mapped(host, VOLUME)?, &mut report)?;
+    let Some(volume) = mapped(host, VOLUME)? else {
+        let found = format!("a volume group with {:?}", lvm.volumes()?);
+        return Err(PhaseError::Lost { device, expected: "the volume pg", found });
+    };
+    mount(host, &volume, &mut report)?;
     Ok(report)
 }
 
@@ -77,7 +78,10 @@ fn make(host: &Host, device: &Path) -> Result<(), PhaseError> {
     let lvm = Lvm::new(host, device);
     lvm.create_group()?;
     lvm.create(VOLUME, pg_extents(lvm.size()?))?;
-    ext4::make(host, &mapped(host, VOLUME)?, &SHAPE)?;
+    let volume = mapped(host, VOLUME)?.ok_or_else(|| {
+        PhaseError::Volumes(format!("volume {VOLUME} was made but device-mapper has none of this name"))
+    })?;
+    ext4::make(host, &volume, &SHAPE)?;
     durable::sync(device)
 }
 
@@ -101,14 +105,9 @@ fn clear_start(device: &Path) -> Result<(), PhaseError> {
 }
 
 /// The device file of an active volume. devtmpfs names it by number; no udev is there to make nicer links.
-fn mapped(host: &Host, volume: &str) -> Result<PathBuf, PhaseError> {
-    let name = lvm::mapped_name(volume);
-    match disk::mapped_device(host, &name)? {
-        Some(device) => Ok(host.dev.join(device)),
-        None => {
-            Err(PhaseError::Volumes(format!("volume {volume} was activated but device-mapper has no {name}")))
-        }
-    }
+fn mapped(host: &Host, volume: &str) -> Result<Option<PathBuf>, PhaseError> {
+    let device = disk::mapped_device(host, &lvm::mapped_name(volume))?;
+    Ok(device.map(|device| host.dev.join(device)))
 }
 
 fn mount(host: &Host, device: &Path, report: &mut Report) -> Result<(), PhaseError> {
@@ -126,16 +125,8 @@ fn mount(host: &Host, device: &Path, report: &mut Report) -> Result<(), PhaseErr
                 found: found.to_string(),
             });
         }
-        ext4::check(host, device)?;
     }
-    let fs = FileSystem {
-        device,
-        at: &at,
-        kind: "ext4",
-        flags: MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NOATIME,
-        options: "errors=remount-ro",
-    };
-    mounts::mount(host, &fs)?;
+    ext4::mount(host, device, &at)?;
     owned(host, &at, report)
 }
 

@@ -1,6 +1,7 @@
 //! LVM on one physical volume, without udev and without files of its own: every setting is on the command line.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,6 +15,9 @@ pub const GROUP: &str = "dyad";
 pub(crate) const EXTENT_BYTES: u64 = 4 << 20;
 
 const LVM: &str = "/usr/sbin/lvm";
+/// The label is in one of the first sectors.
+const LABEL_SECTORS: usize = 4;
+const SECTOR_BYTES: usize = 512;
 /// LVM waits only for the disk.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -128,6 +132,29 @@ impl<'a> Lvm<'a> {
     }
 }
 
+/// Whether the label of a physical volume tells another size than its partition has now, or cannot be read: then LVM is to be
+/// asked.
+pub(crate) fn label_differs(device: &Path) -> Result<bool, PhaseError> {
+    let file = File::open(device).doing("open", device)?;
+    let size = dyad_sys::block::size_bytes(&file).doing("ask the size of", device)?;
+    let mut start = [0; LABEL_SECTORS * SECTOR_BYTES];
+    file.read_exact_at(&mut start, 0).doing("read the start of", device)?;
+    // Less than an extent is rounding, as in `grown`.
+    Ok(labelled_size(&start).is_none_or(|labelled| labelled.abs_diff(size) >= EXTENT_BYTES))
+}
+
+/// The size of the device, bytes, as the label says: `LABELONE`, sector (8), checksum (4), offset of the header (4),
+/// `LVM2 001`; there an id (32) and the size (8), little-endian.
+fn labelled_size(start: &[u8]) -> Option<u64> {
+    let label = start.chunks_exact(SECTOR_BYTES).find(|sector| sector.starts_with(b"LABELONE"))?;
+    if label.get(24..32)? != b"LVM2 001" {
+        return None;
+    }
+    let header = u32::from_le_bytes(label.get(20..24)?.try_into().ok()?) as usize;
+    let size = label.get(header.checked_add(32)?..header.checked_add(40)?)?;
+    Some(u64::from_le_bytes(size.try_into().ok()?))
+}
+
 /// The id of the one physical volume of a backup.
 fn physical_volume(backup: &str) -> Option<&str> {
     let (_, volumes) = backup.split_once("physical_volumes {")?;
@@ -161,6 +188,22 @@ mod tests {
         let backup = "dyad {\n\tid = \"group\"\n\tphysical_volumes {\n\n\t\tpv0 {\n\t\t\tid = \"one-two\"\n";
         assert_eq!(physical_volume(backup), Some("one-two"));
         assert_eq!(physical_volume("dyad {\n\tid = \"group\"\n"), None);
+    }
+
+    #[test]
+    fn a_label_is_read_and_nonsense_is_none() {
+        let mut start = [0; LABEL_SECTORS * SECTOR_BYTES];
+        assert_eq!(labelled_size(&start), None);
+        start[512..520].copy_from_slice(b"LABELONE");
+        start[512 + 20] = 32;
+        start[512 + 64..512 + 72].copy_from_slice(&(5u64 << 30).to_le_bytes());
+        assert_eq!(labelled_size(&start), None, "of another kind");
+        start[512 + 24..512 + 32].copy_from_slice(b"LVM2 001");
+        assert_eq!(labelled_size(&start), Some(5 << 30));
+        for offset in [u32::MAX, 500, 4096] {
+            start[512 + 20..512 + 24].copy_from_slice(&offset.to_le_bytes());
+            assert_eq!(labelled_size(&start), None, "{offset}");
+        }
     }
 
     #[test]

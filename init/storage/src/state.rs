@@ -7,13 +7,11 @@
 use std::fs;
 use std::path::Path;
 
-use rustix::mount::MountFlags;
-
 use crate::disk::{self, Disk};
 use crate::error::{Doing, PhaseError};
 use crate::ext4::{self, Shape};
 use crate::grow::{PARTIAL, PENDING, STATE};
-use crate::mounts::{self, FileSystem};
+use crate::mounts;
 use crate::probe::{self, Content};
 use crate::{Host, Report, durable, users};
 
@@ -34,7 +32,7 @@ pub(crate) fn run(host: &Host) -> Result<Report, PhaseError> {
                 finish(host, &mut disk, STATE, "state", &mut report, &Content::Ext4, |host, device| {
                     ext4::make(host, device, &SHAPE)
                 })?;
-            mount(host, &device, &at)?;
+            ext4::mount(host, &device, &at)?;
         }
         // Without a disk the same paths exist for as long as the machine runs.
         None => {
@@ -89,20 +87,6 @@ pub(crate) fn finish(
     disk.relabel(number, name)?;
     report.changes.push(format!("made {name} on {}", device.display()));
     Ok(device)
-}
-
-fn mount(host: &Host, device: &Path, at: &Path) -> Result<(), PhaseError> {
-    let fs = FileSystem {
-        device,
-        at,
-        kind: "ext4",
-        flags: MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NOATIME,
-        options: "errors=remount-ro",
-    };
-    if !mounts::is_mounted(device, at)? {
-        ext4::check(host, device)?;
-    }
-    mounts::mount(host, &fs).map(drop)
 }
 
 /// Directories, machine id and the journal's place.

@@ -171,6 +171,15 @@ impl Disk {
         text.lines().filter_map(|line| line.strip_prefix("REPORT ")).map(str::to_owned).collect()
     }
 
+    /// The programs that the boots since the last call ran.
+    fn programs(&self) -> Vec<String> {
+        let log = self.directory.path().join("log");
+        let text = fs::read_to_string(&log).unwrap();
+        File::create(&log).unwrap();
+        let run = text.lines().filter_map(|line| line.split_once(" run /usr/sbin/"));
+        run.map(|(_, words)| words.split(" --config").next().unwrap().trim_end().to_owned()).collect()
+    }
+
     fn found(&self) -> Found {
         let mut file = File::open(self.file()).unwrap();
         let bytes = file.metadata().unwrap().len();
@@ -461,6 +470,32 @@ fn a_torn_superblock_gives_way_to_its_copy() {
     disk.check("PND#data");
 }
 
+#[test]
+#[ignore = "run in a guest by tests/vm"]
+fn a_file_system_marked_as_damaged_is_checked_and_only_that() {
+    let mut disk = Disk::new(1700 * MIB);
+    disk.good_boot("grow,state");
+    let identity = disk.identity();
+    disk.programs();
+    let state = format!("{}p6", disk.device.display());
+    let mark = |request: &str| {
+        ok(command("/usr/sbin/debugfs").args(["-w", "-R", request, &state]).output().unwrap());
+    };
+    // (what was marked, whether it is checked): nothing; errors; not whole.
+    for (request, checked) in [("stats -h", false), ("ssv state 3", true), ("ssv state 0", true)] {
+        disk.reboot();
+        mark(request);
+        assert_eq!(disk.good_boot("grow,state")[1], "state: nothing to do", "{request}");
+        let programs = disk.programs();
+        assert_eq!(programs.iter().any(|program| program.starts_with("e2fsck")), checked, "{programs:?}");
+    }
+    disk.reboot();
+    disk.good_boot("grow,state");
+    assert_eq!(disk.programs(), [""; 0], "what was checked is as good as new");
+    assert_eq!(disk.identity(), identity);
+    disk.check("PND#data");
+}
+
 /// `lvs` of the disk, as (name, bytes).
 fn volumes(disk: &Disk) -> Vec<(String, u64)> {
     let text = ok(command("/usr/sbin/lvs")
@@ -490,7 +525,9 @@ fn data_is_made_once_and_grows_with_its_disk() {
     assert_eq!(volumes(&disk), [("pg".to_owned(), group * 60 / 100 * 4 * MIB)]);
 
     disk.reboot();
+    disk.programs();
     let again = disk.good_boot("grow,state,data,teardown");
+    assert_eq!(disk.programs(), ["lvm vgchange", "lvm vgchange"], "on, and off again");
     assert_eq!(again[..3], ["grow: nothing to do", "state: nothing to do", "data: nothing to do"]);
     assert!(again[3].contains("unmounted") && again[3].contains("volume group deactivated"), "{again:?}");
     assert!(!Path::new("/dev/mapper/dyad-pg").exists());

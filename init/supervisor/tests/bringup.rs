@@ -152,6 +152,17 @@ fn a_setting_that_the_server_refuses_is_named_and_the_running_server_goes_on() {
 }
 
 #[test]
+fn a_setting_that_a_starting_server_refuses_is_named_too() {
+    let mut node = Node::new(Some(&SITE.replace("\"off\"", "\"perhaps\"")));
+    node.start();
+    wait_reason(&node, "enable_seqscan");
+    fs::write(node.path("efi/dyad/site.toml"), SITE).unwrap();
+    node.kill();
+    node.start();
+    node.wait_serving();
+}
+
+#[test]
 fn a_refused_site_file_starts_nothing() {
     let mut node = Node::new(Some("cluster = \"x\"\nnodes = 7\n"));
     node.start();

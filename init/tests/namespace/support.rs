@@ -55,6 +55,8 @@ pub(crate) fn service(name: &str, script: &str) -> Service {
         syscalls: None,
         console: false,
         phases: vec![],
+        begins_after: None,
+        warm_up: vec![],
         watchdog_ms: 0,
         fence: false,
     }

@@ -386,7 +386,6 @@ impl Server {
     /// Starts it and waits until it lets the supervisor in.
     pub(crate) async fn start(&self) -> Result<Session, PgError> {
         self.needs_stopped()?;
-        self.tools().check_config().await?;
         let key = |view: &crate::pid1::View| {
             view.service(SERVICE).map(|service| (service.state, service.since_ms, service.restarts))
         };
@@ -406,7 +405,11 @@ impl Server {
         loop {
             match self.connect().await {
                 Ok(session) => return Ok(session),
-                Err(error) if !self.runs() => return Err(PgError::Ended(error.to_string())),
+                Err(error) if !self.runs() => {
+                    // Its own words for what it does not accept are better than a lost connection.
+                    self.tools().check_config().await?;
+                    return Err(PgError::Ended(error.to_string()));
+                }
                 Err(_) if Instant::now() >= end => {
                     return Err(PgError::Late { what: "recovery", limit: RECOVERY });
                 }

@@ -196,15 +196,19 @@ impl Manager {
         let was_running = self.alive();
         let written = config.apply(&self.paths, self.owner)?;
         if !was_running {
-            self.say("checking", "reading the configuration");
-            tools.check_config().await?;
             self.say("starting", "asked PID 1 to start it");
             self.start().await?;
         }
         let address = Address::local(&self.paths, self.site.port);
         let session = match self.connect(&address).await? {
             Ok(session) => session,
-            Err(ended) => return Ok(ended),
+            Err(ended) => {
+                // Its own words for what it does not accept are better than a status.
+                if matches!(ended, Ended::Crashed(_)) {
+                    tools.check_config().await?;
+                }
+                return Ok(ended);
+            }
         };
         if was_running {
             self.repaired(&written);

@@ -90,6 +90,8 @@ fn defaults(machine: Machine) -> BTreeMap<String, String> {
         ("max_slot_wal_keep_size", mib(volume / 4, 64, 65_536)),
         ("max_wal_size", mib(volume / 10, 64, 4096)),
         ("min_wal_size", mib(volume / 40, 32, 256)),
+        // Before it replays the log it flushes the file system, which holds nothing else, instead of each file of the cluster.
+        ("recovery_init_sync_method", "syncfs".to_owned()),
         ("shared_buffers", mib(memory / 8, 32, 16_384)),
         ("timezone", "UTC".to_owned()),
         ("wal_keep_size", mib(volume / 20, 32, 1024)),
