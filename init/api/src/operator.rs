@@ -513,6 +513,8 @@ pub struct Credentials {
     pub port: u16,
     /// One for each role of the site file that may log in.
     pub roles: Vec<CredentialRow>,
+    /// Certificate of the authority that signs for PostgreSQL on every node, in PEM; empty before it was made.
+    pub authority: String,
 }
 
 /// A role and its password.

@@ -76,6 +76,9 @@ enum Command {
         /// As one JSON object
         #[arg(long)]
         json: bool,
+        /// The certificate that clients believe, alone: for `sslmode=verify-full sslrootcert=FILE`
+        #[arg(long, conflicts_with = "json")]
+        authority: bool,
     },
     /// Start a service
     Start {
@@ -242,9 +245,10 @@ fn tell(client: &mut Client<impl Read + Write>, command: Command) -> Result<(), 
             let rows: Value = client.call(Call::Services).map_err(text)?;
             print(&in_form::<Vec<ServiceRow>>(rows, json, |rows| show::services(rows))?)
         }
-        Command::Credentials { json } => {
+        Command::Credentials { json, authority } => {
             let credentials: Value = client.call(Call::Credentials).map_err(text)?;
-            print(&in_form::<Credentials>(credentials, json, show::credentials)?)
+            let form = if authority { show::authority } else { show::credentials };
+            print(&in_form::<Credentials>(credentials, json, form)?)
         }
         Command::Logs { lines, service } => {
             let lines: Vec<LogLine> = client.call(Call::Logs(Logs { lines, service })).map_err(text)?;

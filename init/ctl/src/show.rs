@@ -189,6 +189,11 @@ pub(crate) fn credentials(credentials: &Credentials) -> String {
     out
 }
 
+/// What clients believe, and nothing else.
+pub(crate) fn authority(credentials: &Credentials) -> String {
+    credentials.authority.clone()
+}
+
 /// One line an entry, in the order of time.
 pub(crate) fn logs(lines: &[LogLine]) -> String {
     let mut out = String::new();

@@ -1,4 +1,5 @@
-//! Generated passwords: one for each role of the site file, made once, kept on the state partition for root alone.
+//! Generated secrets: a password for each role of the site file and the authority that signs PostgreSQL's certificates, made
+//! once, kept on the state partition for root alone, and handed to the other node when the two are paired.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,9 +8,10 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
 
 use crate::files::{self, Access, FileError};
+use crate::pg::certificate::{self, CertificateError, Signed};
 
 /// Version of the file.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Why there are no passwords.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +27,9 @@ pub enum CredentialsError {
         /// Position or version.
         why: String,
     },
+    /// The authority.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
     /// The kernel gave no random bytes.
     #[error("random bytes: {0}")]
     Random(rustix::io::Errno),
@@ -48,35 +53,50 @@ pub(crate) struct Credential {
 struct Stored {
     version: u32,
     roles: BTreeMap<String, Credential>,
+    authority: Signed,
 }
 
-/// The passwords of these roles; what is missing is made and is durable before this returns. Passwords of roles that are
-/// no longer declared are kept.
+/// All that was made.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Secrets {
+    /// By role.
+    pub(crate) roles: BTreeMap<String, Credential>,
+    /// Of the cluster.
+    pub(crate) authority: Signed,
+}
+
+/// The secrets, with passwords of these roles; what is missing is made and is durable before this returns. Passwords of roles
+/// that are no longer declared are kept.
 pub(crate) fn ensure<'a>(
     path: &Path,
     roles: impl Iterator<Item = &'a str>,
-) -> Result<BTreeMap<String, Credential>, CredentialsError> {
-    let mut known = load(path)?;
-    let before = known.len();
+) -> Result<Secrets, CredentialsError> {
+    let known = load(path)?;
+    let mut made = known.is_none();
+    let mut secrets = match known {
+        Some(known) => known,
+        None => Secrets { roles: BTreeMap::new(), authority: certificate::authority()? },
+    };
     for role in roles {
-        if !known.contains_key(role) {
-            known.insert(role.to_owned(), generate()?);
+        if !secrets.roles.contains_key(role) {
+            secrets.roles.insert(role.to_owned(), generate()?);
+            made = true;
         }
     }
-    if known.len() != before {
-        let stored = Stored { version: VERSION, roles: known };
+    if made {
+        let Secrets { roles, authority } = secrets.clone();
+        let stored = Stored { version: VERSION, roles, authority };
         let text = serde_json::to_vec_pretty(&stored).expect("strings can be written as JSON");
         let dir = path.parent().expect("the credentials file is in a directory");
         files::ensure_dir(dir, Access::own(0o700))?;
         files::write(path, &text, Access::own(0o600))?;
-        known = stored.roles;
     }
-    Ok(known)
+    Ok(secrets)
 }
 
-/// The passwords made so far.
-pub(crate) fn load(path: &Path) -> Result<BTreeMap<String, Credential>, CredentialsError> {
-    let Some(bytes) = files::read(path)? else { return Ok(BTreeMap::new()) };
+/// What was made so far.
+pub(crate) fn load(path: &Path) -> Result<Option<Secrets>, CredentialsError> {
+    let Some(bytes) = files::read(path)? else { return Ok(None) };
     let damaged = |why: String| CredentialsError::Damaged { path: path.to_path_buf(), why };
     // The parser's own message could quote a password: only the position is told.
     let stored: Stored = serde_json::from_slice(&bytes)
@@ -84,10 +104,10 @@ pub(crate) fn load(path: &Path) -> Result<BTreeMap<String, Credential>, Credenti
     if stored.version != VERSION {
         return Err(damaged(format!("version {}, this program reads {VERSION}", stored.version)));
     }
-    Ok(stored.roles)
+    Ok(Some(Secrets { roles: stored.roles, authority: stored.authority }))
 }
 
-/// Takes over the passwords that the other node of a pair made: its data holds their verifiers.
+/// Takes over the secrets that the other node of a pair made: its data holds the passwords' verifiers.
 pub(crate) fn adopt(path: &Path, bytes: &[u8]) -> Result<(), CredentialsError> {
     let new = path.with_extension("adopted");
     let dir = path.parent().expect("the credentials file is in a directory");
@@ -121,19 +141,21 @@ mod tests {
         let path = dir.path().join("supervisor/credentials");
         let first = ensure(&path, ["app"].into_iter()).unwrap();
         let second = ensure(&path, ["app", "report"].into_iter()).unwrap();
-        assert!(first["app"] == second["app"] && second["app"].password != second["report"].password);
+        assert!(first.authority == second.authority);
+        let (first, roles) = (first.roles, &second.roles);
+        assert!(first["app"] == roles["app"] && roles["app"].password != roles["report"].password);
         assert_eq!(first["app"].password.len(), 32);
         assert!(first["app"].verifier.starts_with("SCRAM-SHA-256$4096:"));
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
         assert_eq!(std::fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o7777, 0o700);
-        assert!(load(&path).unwrap() == second);
+        assert!(load(&path).unwrap() == Some(second));
     }
 
     #[test]
     fn a_damaged_file_is_refused_without_showing_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("credentials");
-        std::fs::write(&path, "{\"version\":1,\"roles\":{\"app\":{\"password\":\"sesame\",\"verifier\":7}}}")
+        std::fs::write(&path, "{\"version\":2,\"roles\":{\"app\":{\"password\":\"sesame\",\"verifier\":7}}}")
             .unwrap();
         let error = ensure(&path, ["app"].into_iter()).err().unwrap().to_string();
         assert!(error.contains("damaged (line 1 column") && !error.contains("sesame"), "{error}");

@@ -23,6 +23,7 @@ use crate::operator::{self, Context, Declared, Keys, Other};
 use crate::pairing::Pairing;
 use crate::paths::Paths;
 use crate::pg::Owner;
+use crate::pg::certificate;
 use crate::pg::crashes::Crashes;
 use crate::pg::manager::{Manager, PgState};
 use crate::pg::probe;
@@ -269,8 +270,9 @@ fn start_database(
         }
         (site @ (Loaded::Site(_) | Loaded::Absent), Some(owner), Ok(None)) => {
             let probe_deadline = probe::deadline(site.site().map_or(Profile::Lan, |site| site.profile));
+            let names = certificate::names(site.site());
             let (site, crashes) = (site.postgresql(), Crashes::default());
-            let manager = Manager { paths, pid1, site, probe_deadline, owner, wanted, state, crashes };
+            let manager = Manager { paths, pid1, site, probe_deadline, owner, names, wanted, state, crashes };
             spawn_local(manager.run());
         }
     }

@@ -139,6 +139,28 @@ impl Pings {
     }
 }
 
+/// Both nodes show certificates of one authority, for every address and name of the site, and a client that believes another one,
+/// or looks for somebody else, does not log in.
+fn certificates(cluster: &Cluster, holder: usize) {
+    let ssl = "select version from pg_stat_ssl where pid = pg_backend_pid()";
+    let authority = cluster.authority();
+    let login = |authority: &str, target: &str| cluster.believing(authority, target, ssl);
+    for at in [holder, 1 - holder] {
+        let address = Lan::address(at);
+        for target in [format!("host={address}"), format!("host={} hostaddr={address}", NAMES[1 - at])] {
+            assert_eq!(login(&authority, &target).as_deref(), Ok("TLSv1.3"), "{target}");
+        }
+    }
+    for vip in VIPS {
+        assert_eq!(login(&authority, &format!("host={vip}")).as_deref(), Ok("TLSv1.3"), "{vip}");
+    }
+    let other = rcgen::generate_simple_self_signed(vec![VIPS[0].to_string()]).unwrap().cert.pem();
+    let error = login(&other, &format!("host={}", VIPS[0])).unwrap_err();
+    assert!(error.contains("certificate verify failed"), "{error}");
+    let error = login(&authority, &format!("host=elsewhere hostaddr={}", VIPS[0])).unwrap_err();
+    assert!(error.contains("does not match host name"), "{error}");
+}
+
 fn what_is_shown(cluster: &Cluster, holder: usize) {
     let other = 1 - holder;
     for at in [holder, other] {
@@ -155,6 +177,7 @@ fn what_is_shown(cluster: &Cluster, holder: usize) {
         let credentials: Credentials = ask(cluster, at, Call::Credentials);
         let first: Vec<_> = credentials.addresses.iter().take(2).cloned().collect();
         assert_eq!(first, VIPS.map(|vip| vip.to_string()), "those that lead to the writer come first");
+        assert_eq!(credentials.authority, cluster.authority(), "one authority on both nodes");
 
         let firewall: FirewallRules = ask(cluster, at, Call::Firewall);
         assert_eq!(firewall.state, "applied");
@@ -180,6 +203,7 @@ fn what_is_shown(cluster: &Cluster, holder: usize) {
         }
         assert_eq!(of("way to the other node"), [Verdict::Ok; 3], "{rows:?}");
     }
+    certificates(cluster, holder);
     // Path; holder, standby.
     for (path, wanted) in [
         ("/primary", [200, 503]),

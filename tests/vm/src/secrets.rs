@@ -45,7 +45,15 @@ impl Secrets {
                     all.add(&format!("the {part} of {role} on {node}"), text.as_bytes());
                 }
             }
-            let shown = lab.run(&["ctl", node, "--", "credentials"]).stdout;
+            let pem = fs::read_to_string(dir.join("state/supervisor/postgresql.pem")).unwrap_or_default();
+            for (name, pem) in [
+                ("the authority's key", kept["authority"]["key"].as_str().unwrap_or_default()),
+                ("the server's key", pem.split_once('\n').map_or("", |(_, key)| key)),
+            ] {
+                // Its first line of digits: no key has the same.
+                all.add(&format!("{name} on {node}"), pem.lines().nth(1).unwrap_or_default().as_bytes());
+            }
+            let shown = lab.run(&["ctl", node, "--", "credentials", "--json"]).stdout;
             let shown: Value = serde_json::from_slice(&shown).unwrap_or_default();
             for role in shown["roles"].as_array().into_iter().flatten() {
                 let text = role["password"].as_str().unwrap_or_default();

@@ -12,7 +12,7 @@ use crate::hex;
 use crate::paths::Paths;
 
 /// Version of the file.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Why there is no membership to go by.
 #[derive(Debug, thiserror::Error)]
@@ -61,8 +61,6 @@ pub struct Member {
     pub address: SocketAddr,
     /// Where its PostgreSQL answers.
     pub postgresql: SocketAddr,
-    /// The certificate of its PostgreSQL, in PEM.
-    pub certificate: String,
 }
 
 impl Member {
@@ -181,7 +179,6 @@ mod tests {
                 key: [7; 32],
                 address: "192.0.2.2:7401".parse().unwrap(),
                 postgresql: "192.0.2.2:5432".parse().unwrap(),
-                certificate: "PEM".into(),
             },
             witness: Some(PublicKey([9; 32])),
         };

@@ -47,7 +47,7 @@ use crate::clock;
 use crate::files::FileError;
 use crate::paths::Paths;
 use crate::pg::manager::PgState;
-use crate::pg::{Owner, Pair, Peer, PgError, SERVICE, Server};
+use crate::pg::{Owner, Pair, Peer, PgError, SERVICE, Server, certificate};
 use crate::pid1::{Pid1, is_alive};
 use arbiter::Enroller;
 use clients::Clients;
@@ -187,11 +187,10 @@ impl Driver {
             name: member.name.clone(),
             address: member.ip(),
             port: member.postgresql.port(),
-            certificate: member.certificate.clone(),
         };
         let pair = Pair { own: self.membership.name.clone(), peer };
         let (paths, site) = (Rc::clone(&self.paths), self.site.postgresql.clone());
-        Server::new(self.pid1.clone(), paths, site, self.owner, pair)
+        Server::new(self.pid1.clone(), paths, site, self.owner, pair, certificate::names(Some(&self.site)))
     }
 
     fn config(&self, me: Node) -> Config {

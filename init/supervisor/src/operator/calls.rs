@@ -259,7 +259,7 @@ impl Context {
             let owned = postgresql.databases.iter().filter(|database| database.owner == role.name);
             Some(CredentialRow {
                 role: role.name.clone(),
-                password: known.get(&role.name)?.password.clone(),
+                password: known.as_ref()?.roles.get(&role.name)?.password.clone(),
                 databases: owned.map(|database| database.name.clone()).collect(),
             })
         });
@@ -278,6 +278,7 @@ impl Context {
                 .collect(),
             port: postgresql.port,
             roles: roles.collect(),
+            authority: known.as_ref().map(|known| known.authority.certificate.clone()).unwrap_or_default(),
         }))
     }
 

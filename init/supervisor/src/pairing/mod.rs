@@ -305,12 +305,11 @@ struct Seat {
 }
 
 impl Seat {
-    fn card(&self) -> Result<Card, PairingError> {
-        let certificate = Server::certificate(&self.host.borrow().paths)?;
-        Ok(Card { site: place::digest(&self.site), name: self.name.clone(), certificate })
+    fn card(&self) -> Card {
+        Card { site: place::digest(&self.site), name: self.name.clone() }
     }
 
-    /// The lower key's part: takes the other one's card, and answers with its own and the passwords. Asked again, it
+    /// The lower key's part: takes the other one's card, and answers with its own and the secrets. Asked again, it
     /// answers the same.
     fn seat_peer(&self, key: Key, card: &Card) -> Result<Heard, PairingError> {
         let Some((cluster, peer, role)) = self.host.borrow().paired() else {
@@ -319,7 +318,7 @@ impl Seat {
         if key != peer || role != Role::A {
             return Ok(Heard::No(format!("this node is paired with {peer:?}")));
         }
-        let own = self.card()?;
+        let own = self.card();
         let paths = Rc::clone(&self.host.borrow().paths);
         let secrets = Server::secrets(&paths, &self.site.postgresql)?;
         self.take_place(place::membership(&self.site, cluster, role, &own, (key, card))?)?;
@@ -353,7 +352,7 @@ impl Seat {
 
     /// The higher key's part.
     async fn fetch(&self, cluster: ClusterId, peer: Key) -> Result<(), PairingError> {
-        let own = self.card()?;
+        let own = self.card();
         let client = client(&self.host, peer)?;
         let heard = client.call(&Say::Card(own.clone())).await;
         match heard.map_err(|unknown| PairingError::Other(unknown.to_string()))? {

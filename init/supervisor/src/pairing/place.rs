@@ -17,8 +17,6 @@ pub(crate) struct Card {
     pub(crate) site: [u8; 32],
     /// Its name, where its links tell it.
     pub(crate) name: Option<String>,
-    /// Of its PostgreSQL, in PEM.
-    pub(crate) certificate: String,
 }
 
 /// Why two paired nodes have no place in their site.
@@ -115,7 +113,6 @@ pub(crate) fn membership(
             key: key.0,
             address: SocketAddr::new(address, driver::PORT),
             postgresql: SocketAddr::new(address, site.postgresql.port),
-            certificate: card.certificate.clone(),
         },
         witness: None,
     })
@@ -151,7 +148,7 @@ members = ["repl0"]
     }
 
     fn card(site: &Site, name: Option<&str>) -> Card {
-        Card { site: digest(site), name: name.map(str::to_owned), certificate: "PEM".into() }
+        Card { site: digest(site), name: name.map(str::to_owned) }
     }
 
     fn place(site: &Site, role: Role, own: &Card, peer: &Card) -> Result<Membership, PlaceError> {

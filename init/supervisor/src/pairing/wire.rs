@@ -44,7 +44,7 @@ pub(crate) enum Say {
 pub(crate) enum Heard {
     /// Words of the pairing.
     Words(Vec<Message>),
-    /// The lower key's card, and the passwords that it made.
+    /// The lower key's card, and the passwords and the authority that it made.
     Card {
         /// The card.
         card: Card,

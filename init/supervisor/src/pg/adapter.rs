@@ -16,7 +16,7 @@ use crate::pg::cluster::{ClusterError, Tools, is_cluster};
 use crate::pg::config::Config;
 use crate::pg::control::{self, ControlData, ControlError};
 use crate::pg::history::HistoryError;
-use crate::pg::identity::{self, IdentityError};
+use crate::pg::certificate::{self, CertificateError};
 use crate::pg::lsn::NoLsn;
 use crate::pg::session::{Address, Session, SqlError};
 use crate::pg::settings::Machine;
@@ -124,7 +124,7 @@ pub enum PgError {
     Credentials(#[from] CredentialsError),
     /// Key and certificate.
     #[error(transparent)]
-    Identity(#[from] IdentityError),
+    Certificate(#[from] CertificateError),
     /// PID 1.
     #[error(transparent)]
     Pid1(#[from] Pid1Error),
@@ -190,6 +190,8 @@ pub struct Server {
     pub(crate) paths: Rc<Paths>,
     pub(crate) owner: Owner,
     pub(crate) pair: Pair,
+    /// What its certificate is for.
+    names: Vec<String>,
     site: Postgresql,
     pub(crate) stance: RefCell<Stance>,
 }
@@ -202,18 +204,14 @@ impl Server {
         site: Postgresql,
         owner: Owner,
         pair: Pair,
+        names: Vec<String>,
     ) -> Result<Self, PgError> {
         let sync = files::read_plain(&paths.pg_sync())?.map(|text| text.trim().to_owned());
         let stance = Stance { pair: Some(pair.clone()), sync, ..Stance::alone() };
-        Ok(Self { pid1, paths, owner, pair, site, stance: RefCell::new(stance) })
+        Ok(Self { pid1, paths, owner, pair, names, site, stance: RefCell::new(stance) })
     }
 
-    /// This node's certificate, in PEM, for the peer to pin; made at the first time.
-    pub fn certificate(paths: &Paths) -> Result<String, PgError> {
-        Ok(identity::ensure(&paths.pg_identity())?.certificate)
-    }
-
-    /// The generated passwords, to be handed to the peer over an authenticated channel.
+    /// The generated passwords and the authority, to be handed to the peer over an authenticated channel.
     pub fn secrets(paths: &Paths, site: &Postgresql) -> Result<Vec<u8>, PgError> {
         let own = [stance::REPLICATION, stance::REWIND];
         credentials::ensure(
@@ -223,7 +221,7 @@ impl Server {
         Ok(files::read(&paths.credentials())?.unwrap_or_default())
     }
 
-    /// Takes over the passwords of the node whose data this one will copy.
+    /// Takes over the secrets of the node whose data this one will copy.
     pub fn adopt_secrets(paths: &Paths, secrets: &[u8]) -> Result<(), PgError> {
         Ok(credentials::adopt(&paths.credentials(), secrets)?)
     }
@@ -309,24 +307,15 @@ impl Server {
         let stance = self.stance.borrow();
         let (paths, owner) = (&*self.paths, self.owner);
         let config = Config::declared(Machine::of(paths), paths, &self.site, &stance);
-        let written = config.apply(paths, owner)?;
-        let identity = identity::ensure(&paths.pg_identity())?;
-        let secrets =
-            credentials::ensure(&paths.credentials(), [stance::REPLICATION, stance::REWIND].into_iter())?;
-        let passwords: String = [stance::REPLICATION, stance::REWIND]
-            .iter()
-            .map(|role| format!("*:*:*:{role}:{}\n", secrets[*role].password))
-            .collect();
-        // The server insists that nobody else can read its key, libpq that nobody else can read a password.
+        let mut written = config.apply(paths, owner)?;
+        let roles = [stance::REPLICATION, stance::REWIND];
+        let secrets = credentials::ensure(&paths.credentials(), roles.into_iter())?;
+        written.extend(certificate::lay(paths, owner, &secrets.authority, &self.names)?);
+        let passwords: String =
+            roles.iter().map(|role| format!("*:*:*:{role}:{}\n", secrets.roles[*role].password)).collect();
+        // libpq insists that nobody else can read a password.
         let access = Access { mode: 0o600, uid: owner.uid, gid: owner.gid };
-        for (name, text) in [
-            (stance::OWN_CERTIFICATE, &identity.certificate),
-            (stance::OWN_KEY, &identity.key),
-            (stance::PEER_CERTIFICATE, &self.pair.peer.certificate),
-            (stance::PASSWORDS, &passwords),
-        ] {
-            files::ensure(&paths.pg_config().join(name), text.as_bytes(), access)?;
-        }
+        files::ensure(&paths.pg_config().join(stance::PASSWORDS), passwords.as_bytes(), access)?;
         Ok(written)
     }
 

@@ -12,9 +12,10 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::clock;
-use crate::credentials::{self, Credential, CredentialsError};
+use crate::credentials::{self, Credential, CredentialsError, Secrets};
 use crate::files::FileError;
 use crate::paths::Paths;
+use crate::pg::certificate::{self, CertificateError};
 use crate::pg::cluster::{ClusterError, Tools};
 use crate::pg::config::Config;
 use crate::pg::crashes::Crashes;
@@ -60,6 +61,8 @@ pub(crate) enum PassError {
     File(#[from] FileError),
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
     #[error(transparent)]
     Pid1(#[from] Pid1Error),
     #[error("PostgreSQL: {0}")]
@@ -110,6 +113,8 @@ pub(crate) struct Manager {
     /// How long one half of a probe may take.
     pub(crate) probe_deadline: Duration,
     pub(crate) owner: Owner,
+    /// What the server's certificate is for.
+    pub(crate) names: Vec<String>,
     /// False: an operator has stopped the service.
     pub(crate) wanted: watch::Receiver<bool>,
     pub(crate) state: watch::Sender<PgState>,
@@ -186,6 +191,7 @@ impl Manager {
 
     async fn pass(&mut self) -> Result<Ended, PassError> {
         self.wait_until_wanted().await;
+        self.wait_phase("state").await?;
         self.wait_phase("data").await?;
         let tools = Tools { pid1: &self.pid1, paths: &self.paths, owner: self.owner };
         self.say("initdb", "looking at the database cluster");
@@ -194,7 +200,10 @@ impl Manager {
         }
         let config = Config::declared(Machine::of(&self.paths), &self.paths, &self.site, &Stance::alone());
         let was_running = self.alive();
-        let written = config.apply(&self.paths, self.owner)?;
+        let secrets = self.secrets()?;
+        let mut written = config.apply(&self.paths, self.owner)?;
+        written.extend(certificate::lay(&self.paths, self.owner, &secrets.authority, &self.names)?);
+        let credentials = secrets.roles;
         if !was_running {
             self.say("starting", "asked PID 1 to start it");
             self.start().await?;
@@ -221,9 +230,6 @@ impl Manager {
             return Ok(Ended::NotWanted);
         }
         self.say("roles", "making roles and databases");
-        self.wait_phase("state").await?;
-        let names = self.site.roles.iter().map(|role| &*role.name);
-        let credentials = credentials::ensure(&self.paths.credentials(), names)?;
         let done = roles::ensure(&session, &self.site.roles, &self.site.databases, &credentials).await?;
         tracing::info!(?done, "roles and databases are as declared");
         // Making what was never there is no repair.
@@ -231,6 +237,10 @@ impl Manager {
         self.repaired(&repaired);
         self.facts(&session).await?;
         self.watch(&address, session, &config, &credentials).await
+    }
+
+    fn secrets(&self) -> Result<Secrets, CredentialsError> {
+        credentials::ensure(&self.paths.credentials(), self.site.roles.iter().map(|role| &*role.name))
     }
 
     /// Waits for PID 1, for the operator's wish, and for a service of this name.
@@ -460,7 +470,9 @@ impl Manager {
         config: &Config,
         credentials: &BTreeMap<String, Credential>,
     ) -> Result<bool, PassError> {
-        let written = config.apply(&self.paths, self.owner)?;
+        let mut written = config.apply(&self.paths, self.owner)?;
+        let authority = self.secrets()?.authority;
+        written.extend(certificate::lay(&self.paths, self.owner, &authority, &self.names)?);
         let session = address.connect(SQL_DEADLINE).await?;
         self.repaired(&written);
         let restart = !written.is_empty() && self.reload(&session).await?;

@@ -1,6 +1,7 @@
 //! PostgreSQL on this node: from an empty volume to a server that takes writes, and back to it after whatever happened.
 
 pub mod adapter;
+pub mod certificate;
 pub(crate) mod cluster;
 pub(crate) mod config;
 pub(crate) mod control;
@@ -9,7 +10,6 @@ pub(crate) mod crashes;
 pub(crate) mod hba;
 pub mod health;
 pub(crate) mod history;
-pub(crate) mod identity;
 pub(crate) mod lsn;
 pub(crate) mod manager;
 pub(crate) mod peer;

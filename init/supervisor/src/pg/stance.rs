@@ -21,8 +21,6 @@ pub struct Peer {
     pub address: IpAddr,
     /// Port there.
     pub port: u16,
-    /// Its certificate, in PEM: the only one that is accepted.
-    pub certificate: String,
 }
 
 /// Both nodes of a pair, seen from this one.
@@ -88,20 +86,18 @@ impl Stance {
         if self.read_only || self.receive.is_some() {
             all.push(("default_transaction_read_only", "on".to_owned()));
         }
-        let Some(pair) = &self.pair else {
-            all.push(("ssl", "off".to_owned()));
-            return owned(all);
-        };
         let file = |name: &str| paths.pg_config().join(name).display().to_string();
-        let receive = self.receive.as_ref().map(|name| conninfo(paths, &pair.peer, REPLICATION, name));
         all.extend([
             ("ssl", "on".to_owned()),
             ("ssl_ca_file", String::new()),
-            ("ssl_cert_file", file(OWN_CERTIFICATE)),
-            ("ssl_key_file", file(OWN_KEY)),
-            ("primary_slot_name", slot(&pair.own)),
-            ("primary_conninfo", receive.unwrap_or_default()),
+            ("ssl_cert_file", file(CERTIFICATE)),
+            ("ssl_key_file", file(KEY)),
         ]);
+        if let Some(pair) = &self.pair {
+            let receive = self.receive.as_ref().map(|name| conninfo(paths, &pair.peer, REPLICATION, name));
+            all.push(("primary_slot_name", slot(&pair.own)));
+            all.push(("primary_conninfo", receive.unwrap_or_default()));
+        }
         owned(all)
     }
 
@@ -131,16 +127,16 @@ fn owned(all: Vec<(&str, String)>) -> Vec<(String, String)> {
 }
 
 /// Names of files beside `postgresql.conf`.
-pub(crate) const OWN_CERTIFICATE: &str = "server.crt";
+pub(crate) const CERTIFICATE: &str = "server.crt";
 /// The key of it.
-pub(crate) const OWN_KEY: &str = "server.key";
-/// The peer's certificate.
-pub(crate) const PEER_CERTIFICATE: &str = "peer.crt";
+pub(crate) const KEY: &str = "server.key";
+/// The certificate of the cluster's authority.
+pub(crate) const AUTHORITY: &str = "authority.crt";
 /// Passwords for the peer's server.
 pub(crate) const PASSWORDS: &str = "peer.pgpass";
 
-/// How to reach the peer's server: TLS with the pinned certificate, the password from its file, and a dead connection
-/// noticed in seconds.
+/// How to reach the peer's server: TLS with a certificate of the cluster's own authority, which signs for its two nodes alone, the
+/// password from its file, and a dead connection noticed in seconds.
 pub(crate) fn conninfo(paths: &Paths, peer: &Peer, role: &str, application: &str) -> String {
     let file = |name: &str| value(&paths.pg_config().join(name));
     format!(
@@ -150,7 +146,7 @@ pub(crate) fn conninfo(paths: &Paths, peer: &Peer, role: &str, application: &str
         peer.address,
         peer.port,
         file(PASSWORDS),
-        file(PEER_CERTIFICATE),
+        file(AUTHORITY),
     )
 }
 
@@ -172,16 +168,16 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_string_has_no_password_and_takes_one_certificate() {
+    fn a_connection_string_has_no_password_and_takes_one_authority() {
         let peer =
-            Peer { name: "b".into(), address: [192, 0, 2, 2].into(), port: 5433, certificate: String::new() };
+            Peer { name: "b".into(), address: [192, 0, 2, 2].into(), port: 5433 };
         let text = conninfo(&Paths::new(Path::new("/r'oot")), &peer, REPLICATION, "dyad_0000000000000001");
         for part in [
             "host=192.0.2.2 port=5433 user=dyad_replication ",
             " passfile='/r\\'oot/",
-            // The one certificate that is trusted is the peer's own, whatever name it has.
+            // The authority has no other servers, so the name in the certificate adds nothing.
             " sslmode=verify-ca sslrootcert='/r\\'oot/",
-            "/peer.crt'",
+            "/authority.crt'",
             " channel_binding=require",
         ] {
             assert!(text.contains(part), "{part} in {text}");
@@ -192,7 +188,7 @@ mod tests {
     #[test]
     fn a_held_server_admits_replication_and_nobody_else() {
         let peer =
-            Peer { name: "b".into(), address: [192, 0, 2, 2].into(), port: 5432, certificate: String::new() };
+            Peer { name: "b".into(), address: [192, 0, 2, 2].into(), port: 5432 };
         let stance = Stance { pair: Some(Pair { own: "a".into(), peer }), admit: false, ..Stance::alone() };
         let text = crate::pg::hba::render(&[], &stance);
         assert_eq!(text, include_str!("../../tests/golden/pg_hba_held.conf"));

@@ -99,7 +99,7 @@ impl Server {
         let site = self.site();
         let own = [stance::REPLICATION, stance::REWIND];
         let names = own.into_iter().chain(site.roles.iter().map(|role| &*role.name));
-        let known = credentials::ensure(&self.paths.credentials(), names)?;
+        let known = credentials::ensure(&self.paths.credentials(), names)?.roles;
         let mut done = roles::ensure_own(session, &known).await?;
         done.extend(roles::ensure(session, &site.roles, &site.databases, &known).await?);
         Ok(done)

@@ -229,7 +229,6 @@ impl Cluster {
         }
         let secrets = Server::secrets(&paths[0], &postgresql(&text)).unwrap();
         Server::adopt_secrets(&paths[1], &secrets).unwrap();
-        let certificates = paths.each_ref().map(|paths| Server::certificate(paths).unwrap());
         for (own, peer) in [(0, 1), (1, 0)] {
             let member = Membership {
                 cluster: ClusterId(0xc1),
@@ -240,7 +239,6 @@ impl Cluster {
                     key: keys[peer].0,
                     address: SocketAddr::new(Lan::replication(peer), supervisor::driver::PORT),
                     postgresql: SocketAddr::new(Lan::replication(peer), 5432),
-                    certificate: certificates[peer].clone(),
                 },
                 witness: None,
             };
@@ -364,13 +362,30 @@ impl Cluster {
         self.app(&target, "select host(inet_server_addr())")
     }
 
-    fn app(&self, target: &str, statement: &str) -> Result<String, String> {
+    /// The certificate that clients of this cluster believe.
+    pub(crate) fn authority(&self) -> String {
+        self.secrets()["authority"]["certificate"].as_str().unwrap().to_owned()
+    }
+
+    fn secrets(&self) -> serde_json::Value {
         let secrets = std::fs::read(self.nodes[0].path("state/supervisor/credentials")).unwrap();
-        let secrets: serde_json::Value = serde_json::from_slice(&secrets).unwrap();
+        serde_json::from_slice(&secrets).unwrap()
+    }
+
+    fn app(&self, target: &str, statement: &str) -> Result<String, String> {
+        self.believing(&self.authority(), target, statement)
+    }
+
+    /// As `app`, on its database; a client that believes this authority and nobody else, for the name or address that it was given.
+    pub(crate) fn believing(&self, authority: &str, target: &str, statement: &str) -> Result<String, String> {
+        let secrets = self.secrets();
         let password = secrets["roles"]["app"]["password"].as_str().unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), authority).unwrap();
+        let trust = format!("sslmode=verify-full sslrootcert={}", file.path().display());
         let output = Command::new("/usr/lib/postgresql/15/bin/psql")
             .args(["-X", "-A", "-t", "-q", "-w", "-c", statement])
-            .arg(format!("{target} user=app dbname=shop connect_timeout=5"))
+            .arg(format!("{target} user=app dbname=shop connect_timeout=5 {trust}"))
             .env("PGPASSWORD", password)
             .output()
             .unwrap();
