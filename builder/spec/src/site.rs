@@ -258,6 +258,8 @@ pub struct Vip {
 pub struct Postgresql {
     /// Port.
     pub port: u16,
+    /// Most KiB a second that a copy of the whole data takes from the primary.
+    pub copy_rate_kib: Option<u32>,
     /// Settings by name, in PostgreSQL's words; never one that the appliance decides itself.
     pub settings: Vec<(String, String)>,
     /// Roles that may log in, by name.

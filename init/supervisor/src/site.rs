@@ -47,6 +47,7 @@ impl Loaded {
     pub(crate) fn postgresql(&self) -> Postgresql {
         let default = || Postgresql {
             port: 5432,
+            copy_rate_kib: None,
             settings: Vec::new(),
             roles: Vec::new(),
             databases: Vec::new(),

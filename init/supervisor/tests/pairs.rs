@@ -122,6 +122,37 @@ fn without_its_standby_a_primary_goes_on_only_when_told_and_holds_back_after_a_r
 }
 
 #[test]
+fn a_standby_that_was_away_for_too_long_is_copied_anew_and_fills_no_volume() {
+    let name = "a_standby_that_was_away_for_too_long_is_copied_anew_and_fills_no_volume";
+    story(name, async |a, b| {
+        protected(&a, &b).await;
+        b.server.kill().await.unwrap();
+        known!(a.server.drop_sync());
+        // 20 segments of 16 MiB, and 64 MiB are kept.
+        for id in 0..20 {
+            a.sql(&format!("insert into ledger values ({id})"));
+            a.sql("select pg_switch_wal()");
+        }
+        a.sql("checkpoint");
+        let slot = "select wal_status from pg_replication_slots where slot_name = 'dyad_node_b'";
+        assert_eq!(a.sql(slot), "lost");
+        let kept: u64 = a.sql("select sum(size) from pg_ls_waldir()").parse().unwrap();
+        assert!(kept <= 128 << 20, "{kept} bytes of log are kept");
+
+        let done = known!(a.server.repair_contents());
+        assert_eq!(done, ["slot dyad_node_b for the other node"]);
+        assert_eq!(known!(a.server.repair_contents()), [""; 0]);
+        assert_eq!(a.sql(slot), "reserved");
+        assert_eq!(known!(b.server.inspect()), Relation::Unusable);
+        let old = b.server.clone_peer("3").await.unwrap();
+        assert_eq!(old, Some(b.path("data/pg/quarantine-3")), "what was here is kept");
+        b.server.follow().await.unwrap();
+        protect(&a, &b).await;
+        until(&b, "replay", async || (b.sql("select count(*) from ledger") == "20").then_some(())).await;
+    });
+}
+
+#[test]
 fn a_planned_move_loses_nothing_and_the_old_primary_streams() {
     story("a_planned_move_loses_nothing_and_the_old_primary_streams", async |a, b| {
         protected(&a, &b).await;

@@ -103,6 +103,7 @@ pub(super) fn check(raw: &RawPostgresql, found: &mut Found) -> Postgresql {
     let access = access.collect();
     Postgresql {
         port: raw.port.0 as u16,
+        copy_rate_kib: raw.copy_rate.as_ref().and_then(|rate| copy_rate(rate, found)),
         settings: settings(raw, found),
         roles: raw
             .roles
@@ -116,6 +117,19 @@ pub(super) fn check(raw: &RawPostgresql, found: &mut Found) -> Postgresql {
             .collect(),
         access,
     }
+}
+
+/// What pg_basebackup accepts.
+const COPY_RATE_KIB: std::ops::RangeInclusive<u64> = 32..=1 << 20;
+
+fn copy_rate(rate: &At<ByteSize>, found: &mut Found) -> Option<u32> {
+    let kib = rate.value.bytes() >> 10;
+    if !COPY_RATE_KIB.contains(&kib) {
+        let title = format!("`copy_rate`: {} is not accepted", rate.value);
+        found.at(&rate.span, title, "expected 32KiB to 1GiB, which are copied in a second");
+        return None;
+    }
+    u32::try_from(kib).ok()
 }
 
 fn reserved(name: &At<SqlName>, words: &[&str], kind: &str, found: &mut Found) {

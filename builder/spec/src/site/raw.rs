@@ -134,6 +134,8 @@ table! {
         effective_cache_size: Option<ByteSize>,
         /// Sessions at a time.
         max_connections: Option<Int<10, 10000>>,
+        /// Most that a copy of the whole data takes from the primary in a second; without this key as much as there is.
+        copy_rate: Option<At<ByteSize>>,
         /// Further settings; not those that the appliance decides itself.
         settings: Entries<GucName, SettingText>,
         /// Roles that may log in; their passwords are generated.
@@ -154,6 +156,7 @@ impl Default for RawPostgresql {
             maintenance_work_mem: None,
             effective_cache_size: None,
             max_connections: None,
+            copy_rate: None,
             settings: Entries(Vec::new()),
             roles: Entries(Vec::new()),
             databases: Entries(Vec::new()),

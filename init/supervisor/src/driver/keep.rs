@@ -30,7 +30,7 @@ pub(crate) async fn keep(pg: Rc<Postgres>, seen: watch::Receiver<View>, state: w
         // which itself may wait for the standby.
         let repaired = match pg.server.repair().await {
             Ok(repaired) if phase.admits() => {
-                pg.server.repair_roles().await.map(|roles| [repaired, roles].concat())
+                pg.server.repair_contents().await.map(|contents| [repaired, contents].concat())
             }
             other => other,
         };

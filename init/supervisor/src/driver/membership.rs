@@ -188,7 +188,7 @@ mod tests {
         assert_eq!(member.role(&PublicKey([8; 32])), Node::B);
         let text = std::fs::read_to_string(path(&paths)).unwrap();
         for (from, to, named) in [
-            ("\"version\": 1", "\"version\": 2", "version 2"),
+            ("\"version\": 2", "\"version\": 3", "version 3"),
             ("0707", "07", "64 hexadecimal digits"),
             ("\"name\": \"node-a\"", "\"nam\": 1", "nam"),
         ] {

@@ -62,6 +62,8 @@ pub(crate) struct Replication {
     pub(crate) position: Option<u64>,
     /// Of a primary: how many transactions ago its standby's oldest query began, whose rows are not cleaned up.
     pub(crate) held_back: Option<u64>,
+    /// While it copies the primary's data: how much of it is here.
+    pub(crate) copied_percent: Option<u8>,
 }
 
 /// One look.
@@ -90,7 +92,9 @@ pub(crate) async fn links(pg: Rc<Postgres>, events: mpsc::Sender<Event>, shown: 
     loop {
         sleep(LOOK).await;
         if !links.pg.server.runs() {
-            links.shown.send_replace(Replication::default());
+            let copied_percent = links.pg.server.copied_percent.get();
+            let now = Replication { copied_percent, ..Replication::default() };
+            links.shown.send_if_modified(|shown| std::mem::replace(shown, now) != now);
             (links.session, links.told, links.blind_since, links.idle_since) = (None, None, None, None);
             continue;
         }
@@ -151,6 +155,7 @@ impl Links {
             lag_bytes: number(5).map(|found| u64::try_from(found).unwrap_or(0)),
             position: number(4).and_then(|found| u64::try_from(found).ok()),
             held_back: number(6).and_then(|found| u64::try_from(found).ok()),
+            copied_percent: None,
         };
         Ok(Seen { standby, up, replication })
     }

@@ -279,10 +279,17 @@ impl Shown {
 
     /// Why it is not better, the nearest cause first, one a line.
     pub(crate) fn why(&self) -> Vec<String> {
-        let phase = format!("{} is {}", self.name(self.me), self.phase());
+        let doing = |node: Node, phase: Phase, replication: Replication| {
+            let copied = replication.copied_percent.map(|percent| format!(", {percent} % of it is here"));
+            format!("{} is {}{}", self.name(node), words::phase(phase), copied.unwrap_or_default())
+        };
+        let phase = doing(self.me, self.view.phase, self.replication);
+        // The other side of a copy would like to know, too.
+        let copies = self.heard().filter(|peer| peer.phase == Phase::Cloning);
+        let copies = copies.map(|peer| doing(self.me.peer(), peer.phase, peer.replication));
         let own = self.view.why.iter().map(|cause| words::cause(*cause).to_owned());
         let peer = self.heard().filter(|peer| !peer.why.is_empty());
         let peer = peer.map(|peer| format!("{} says: {}", self.name(self.me.peer()), peer.why));
-        std::iter::once(phase).chain(own).chain(peer).collect()
+        std::iter::once(phase).chain(own).chain(copies).chain(peer).collect()
     }
 }

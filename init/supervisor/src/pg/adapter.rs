@@ -1,7 +1,7 @@
 //! PostgreSQL of one node of a pair, as the cluster's decisions drive it: one method for each action, each with its own
 //! limit, each either done, or failed with a reason, or not known to be done ([`PgError::is_unknown`]).
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -194,6 +194,8 @@ pub struct Server {
     names: Vec<String>,
     site: Postgresql,
     pub(crate) stance: RefCell<Stance>,
+    /// How much of a copy of the holder's data is here, while it is made.
+    pub(crate) copied_percent: Cell<Option<u8>>,
 }
 
 impl Server {
@@ -208,7 +210,7 @@ impl Server {
     ) -> Result<Self, PgError> {
         let sync = files::read_plain(&paths.pg_sync())?.map(|text| text.trim().to_owned());
         let stance = Stance { pair: Some(pair.clone()), sync, ..Stance::alone() };
-        Ok(Self { pid1, paths, owner, pair, names, site, stance: RefCell::new(stance) })
+        Ok(Self { pid1, paths, owner, pair, names, site, stance: RefCell::new(stance), copied_percent: Cell::new(None) })
     }
 
     /// The generated passwords and the authority, to be handed to the peer over an authenticated channel.

@@ -90,9 +90,15 @@ impl Server {
         Ok(())
     }
 
-    /// Roles and databases that are other than declared are put right; what had to be done, in words.
-    pub(crate) async fn repair_roles(&self) -> Result<Vec<String>, PgError> {
-        self.ensure_roles(&self.connect().await?).await
+    /// Of a primary: roles and databases that are other than declared are put right, and so is the slot of a peer that was away
+    /// for longer than its log is kept: without one it could not even be copied anew. What had to be done, in words.
+    pub async fn repair_contents(&self) -> Result<Vec<String>, PgError> {
+        let session = self.connect().await?;
+        let mut done = self.ensure_roles(&session).await?;
+        if self.reserve_slot(&session).await? {
+            done.push(format!("slot {} for the other node", stance::slot(&self.pair.peer.name)));
+        }
+        Ok(done)
     }
 
     async fn ensure_roles(&self, session: &Session) -> Result<Vec<String>, PgError> {
@@ -105,8 +111,8 @@ impl Server {
         Ok(done)
     }
 
-    /// The peer's slot, keeping log from the last checkpoint on. One that has lost its log is made anew.
-    async fn reserve_slot(&self, session: &Session) -> Result<(), PgError> {
+    /// The peer's slot, keeping log from the last checkpoint on. One that has lost its log is made anew. Whether one was made.
+    async fn reserve_slot(&self, session: &Session) -> Result<bool, PgError> {
         let slot = stance::slot(&self.pair.peer.name);
         let query =
             format!("select wal_status from pg_catalog.pg_replication_slots where slot_name = '{slot}'");
@@ -115,12 +121,12 @@ impl Server {
         if matches!(status.as_ref().map(Option::as_deref), Some(None | Some("lost"))) {
             session.value(SQL, &format!("select pg_catalog.pg_drop_replication_slot('{slot}')")).await?;
         } else if status.is_some() {
-            return Ok(());
+            return Ok(false);
         }
         session
             .value(SQL, &format!("select pg_catalog.pg_create_physical_replication_slot('{slot}', true)"))
             .await?;
-        Ok(())
+        Ok(true)
     }
 
     /// On a standby: moves the peer's slot to what a restart here would need, so that it pins no more. To be called

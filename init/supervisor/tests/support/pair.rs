@@ -67,7 +67,19 @@ async fn blank() -> (Half, Half) {
     let paths = nodes.each_ref().map(|node| Rc::new(Paths::new(node.dir.path())));
     let sites = ports.map(|port| Postgresql {
         port,
-        settings: vec![("shared_buffers".into(), "32MB".into()), ("max_connections".into(), "30".into())],
+        // So fast that it takes no time, and the program gets it all the same.
+        copy_rate_kib: Some(1 << 20),
+        settings: [
+            ("shared_buffers", "32MB"),
+            ("max_connections", "30"),
+            // What is kept for a peer that is away is soon too much.
+            ("max_slot_wal_keep_size", "64MB"),
+            ("wal_keep_size", "32MB"),
+            ("max_wal_size", "64MB"),
+            ("min_wal_size", "32MB"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .to_vec(),
         roles: vec![SqlRole { name: "app".into(), create_db: false }],
         databases: vec![Database { name: "shop".into(), owner: "app".into() }],
         access: Vec::new(),
