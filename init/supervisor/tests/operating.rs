@@ -4,8 +4,10 @@
 
 mod support;
 
+use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -54,6 +56,7 @@ fn get(at: usize, path: &str) -> u16 {
 fn operators_are_answered_as_documented() {
     story("operators_are_answered_as_documented", "wan", |cluster| {
         cluster.lan.squat(VIPS[0], true);
+        NAMES.iter().enumerate().for_each(|(at, _)| lay_hooks(cluster, at));
         cluster.start();
         let holder = cluster.wait_for(Protection::Protected);
         let other = 1 - holder;
@@ -66,6 +69,7 @@ fn operators_are_answered_as_documented() {
         cluster.lan.squat(VIPS[0], false);
         cluster.wait_vips(holder);
         what_is_shown(cluster, holder);
+        hooks_are_run(cluster, holder);
         policy_is_told(cluster, other);
         a_long_query_is_told(cluster, holder);
         what_is_refused(cluster, holder);
@@ -75,6 +79,7 @@ fn operators_are_answered_as_documented() {
         let _: Value = ask(cluster, other, switch_over(other));
         cluster.wait_vips(other);
         assert_eq!(cluster.wait_for(Protection::Protected), other);
+        hooks_are_run(cluster, other);
         cluster.wait("the old primary's log at the other node", || {
             let call = Call::Events(Events { lines: 1000, node: Some(NAMES[holder].into()) });
             let rows: Vec<EventRow> = ask(cluster, other, call);
@@ -114,6 +119,43 @@ fn operators_are_answered_as_documented() {
         cluster.wait_vips(other);
         cluster.replay();
     });
+}
+
+/// One that works, and one that fails until `allowed` is there. Each notes where and on which timeline it ran.
+fn lay_hooks(cluster: &Cluster, at: usize) {
+    let hooks = cluster.nodes[at].path("usr/lib/dyad/hooks/primary");
+    fs::create_dir_all(&hooks).unwrap();
+    let ran = cluster.nodes[at].path("ran").display().to_string();
+    let allowed = cluster.nodes[at].path("allowed").display().to_string();
+    let note = format!("#!/bin/sh\necho \"${{0##*/}} $DYAD_NODE $DYAD_TIMELINE\" >> {ran}\n");
+    let second = format!("{note}test -e {allowed} || {{ echo not yet >&2; exit 3; }}\n");
+    for (name, text, mode) in
+        [("10-first", &note, 0o755), ("20-second", &second, 0o755), ("README", &note, 0o644)]
+    {
+        fs::write(hooks.join(name), text).unwrap();
+        fs::set_permissions(hooks.join(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+}
+
+/// One that fails is told and tried again, and what is done is done once on a timeline.
+fn hooks_are_run(cluster: &Cluster, at: usize) {
+    let row = || {
+        let rows: Vec<CheckRow> = ask(cluster, at, Call::Check);
+        rows.into_iter().find(|row| row.node == NAMES[at] && row.name == "hooks").unwrap()
+    };
+    cluster.wait("a hook that fails", || {
+        (row().verdict == Verdict::Warning && row().note == "20-second ended with status 3: not yet")
+            .then_some(())
+    });
+    fs::write(cluster.nodes[at].path("allowed"), "").unwrap();
+    cluster.wait("its end", || (row().verdict == Verdict::Ok).then_some(()));
+    let status: Status = cluster.nodes[at].status();
+    let timeline =
+        status.nodes.iter().find(|row| row.name == NAMES[at]).and_then(|row| row.timeline).unwrap();
+    let ran = fs::read_to_string(cluster.nodes[at].path("ran")).unwrap();
+    let lines =
+        |name: &str| ran.lines().filter(|line| *line == format!("{name} {} {timeline}", NAMES[at])).count();
+    assert!(lines("10-first") == 1 && lines("20-second") >= 2 && lines("README") == 0, "{ran}");
 }
 
 /// `ping`, once a second, of the virtual address.

@@ -8,6 +8,7 @@ mod copies;
 mod flights;
 mod hands;
 mod history;
+mod hooks;
 mod journal;
 mod keep;
 mod membership;
@@ -51,6 +52,7 @@ use crate::pg::{Owner, Pair, Peer, PgError, SERVICE, Server, certificate};
 use crate::pid1::{Pid1, is_alive};
 use arbiter::Enroller;
 use clients::Clients;
+use hooks::Hooks;
 use journal::Journal;
 use observe::Replication;
 use peer::Status;
@@ -155,11 +157,14 @@ impl Driver {
         let (replicates, replication) = watch::channel(Replication::default());
         let facts = Facts { seen: seen.clone(), rows: vips.rows(), replication };
         self.spawn_observers(&postgres, &seen, &events, vips, replicates);
+        let (failing, hooks) = watch::channel(None);
+        let (paths, pid1, name) = (Rc::clone(&self.paths), self.pid1.clone(), self.membership.name.clone());
+        spawn_local(Hooks { paths, pid1, name, facts: facts.clone(), failing }.run());
         if me == Node::A {
             spawn_local(found_when_nobody(seen.clone(), events.clone()));
         }
         spawn_local(tell_peer(facts.clone(), said));
-        let screen = self.screen(me, events.clone(), enroller);
+        let screen = self.screen(me, events.clone(), enroller, hooks);
         spawn_local(screen.keep(self.shown.clone(), facts, peer_status));
         let (peer_key, listen) = (member.public(), self.membership.listen);
         spawn_local(async move {
@@ -183,11 +188,7 @@ impl Driver {
 
     fn server(&self) -> Result<Server, PgError> {
         let member = &self.membership.peer;
-        let peer = Peer {
-            name: member.name.clone(),
-            address: member.ip(),
-            port: member.postgresql.port(),
-        };
+        let peer = Peer { name: member.name.clone(), address: member.ip(), port: member.postgresql.port() };
         let pair = Pair { own: self.membership.name.clone(), peer };
         let (paths, site) = (Rc::clone(&self.paths), self.site.postgresql.clone());
         Server::new(self.pid1.clone(), paths, site, self.owner, pair, certificate::names(Some(&self.site)))
@@ -219,11 +220,17 @@ impl Driver {
         if me == Node::A { [own, peer] } else { [peer, own] }
     }
 
-    fn screen(&self, me: Node, orders: mpsc::Sender<Event>, enroller: Option<Rc<Enroller>>) -> Screen {
+    fn screen(
+        &self,
+        me: Node,
+        orders: mpsc::Sender<Event>,
+        enroller: Option<Rc<Enroller>>,
+        hooks: watch::Receiver<Option<String>>,
+    ) -> Screen {
         let vips = self.site.vips.iter().map(|vip| vip.address.to_string()).collect();
         let rules = dyad_cluster::policy(&self.config(me)).into_iter();
         let policy = rules.map(|rule| PolicyRow { when: rule.when.to_owned(), then: rule.then }).collect();
-        Screen { me, names: self.names(me), vips, orders, enroller, policy }
+        Screen { me, names: self.names(me), vips, orders, enroller, hooks, policy }
     }
 
     /// The founder makes the first data; nobody is asked yet, and whoever wins the register later goes on with it.

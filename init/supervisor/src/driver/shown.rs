@@ -60,6 +60,8 @@ pub(crate) struct Shown {
     pub(crate) orders: mpsc::Sender<Event>,
     /// `None`: there is no witness.
     pub(crate) enroller: Option<Rc<Enroller>>,
+    /// The hook that fails, and why.
+    pub(crate) hook: Option<String>,
     /// What the pair does by itself.
     pub(crate) policy: Rc<[PolicyRow]>,
 }
@@ -98,13 +100,14 @@ pub(crate) struct Screen {
     pub(crate) vips: Vec<String>,
     pub(crate) orders: mpsc::Sender<Event>,
     pub(crate) enroller: Option<Rc<Enroller>>,
+    pub(crate) hooks: watch::Receiver<Option<String>>,
     pub(crate) policy: Rc<[PolicyRow]>,
 }
 
 impl Screen {
     /// Keeps what operators are shown.
     pub(crate) async fn keep(
-        self,
+        mut self,
         shown: watch::Sender<Option<Shown>>,
         mut facts: Facts,
         mut peer: watch::Receiver<Option<Status>>,
@@ -121,11 +124,13 @@ impl Screen {
                 replication,
                 orders: self.orders.clone(),
                 enroller: self.enroller.clone(),
+                hook: self.hooks.borrow_and_update().clone(),
                 policy: Rc::clone(&self.policy),
             }));
             tokio::select! {
                 changed = facts.changed() => if changed.is_err() { return },
                 Ok(()) = peer.changed() => {}
+                Ok(()) = self.hooks.changed() => {}
             }
         }
     }

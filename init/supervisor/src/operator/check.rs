@@ -51,6 +51,7 @@ impl Context {
             seen.push(("replication", replication(pair)));
             seen.push(("witness", witness(pair)));
             seen.push(("addresses", addresses(&status)));
+            seen.push(("hooks", pair.hook.clone().map_or_else(|| ok("none fails"), warning)));
         }
         seen.push(("links", links(&status)));
         if let Some(other) = &other {

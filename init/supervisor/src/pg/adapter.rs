@@ -12,11 +12,11 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::credentials::{self, CredentialsError};
 use crate::files::{self, Access, FileError};
 use crate::paths::Paths;
+use crate::pg::certificate::{self, CertificateError};
 use crate::pg::cluster::{ClusterError, Tools, is_cluster};
 use crate::pg::config::Config;
 use crate::pg::control::{self, ControlData, ControlError};
 use crate::pg::history::HistoryError;
-use crate::pg::certificate::{self, CertificateError};
 use crate::pg::lsn::NoLsn;
 use crate::pg::session::{Address, Session, SqlError};
 use crate::pg::settings::Machine;
@@ -210,7 +210,16 @@ impl Server {
     ) -> Result<Self, PgError> {
         let sync = files::read_plain(&paths.pg_sync())?.map(|text| text.trim().to_owned());
         let stance = Stance { pair: Some(pair.clone()), sync, ..Stance::alone() };
-        Ok(Self { pid1, paths, owner, pair, names, site, stance: RefCell::new(stance), copied_percent: Cell::new(None) })
+        Ok(Self {
+            pid1,
+            paths,
+            owner,
+            pair,
+            names,
+            site,
+            stance: RefCell::new(stance),
+            copied_percent: Cell::new(None),
+        })
     }
 
     /// The generated passwords and the authority, to be handed to the peer over an authenticated channel.

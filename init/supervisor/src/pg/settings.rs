@@ -166,7 +166,14 @@ mod tests {
     fn site(settings: &[(&str, &str)]) -> Postgresql {
         let settings =
             settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Postgresql { port: 5432, copy_rate_kib: None, settings, roles: Vec::new(), databases: Vec::new(), access: Vec::new() }
+        Postgresql {
+            port: 5432,
+            copy_rate_kib: None,
+            settings,
+            roles: Vec::new(),
+            databases: Vec::new(),
+            access: Vec::new(),
+        }
     }
 
     fn declared(settings: &[(&str, &str)]) -> Settings {

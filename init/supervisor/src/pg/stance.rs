@@ -169,8 +169,7 @@ mod tests {
 
     #[test]
     fn a_connection_string_has_no_password_and_takes_one_authority() {
-        let peer =
-            Peer { name: "b".into(), address: [192, 0, 2, 2].into(), port: 5433 };
+        let peer = Peer { name: "b".into(), address: [192, 0, 2, 2].into(), port: 5433 };
         let text = conninfo(&Paths::new(Path::new("/r'oot")), &peer, REPLICATION, "dyad_0000000000000001");
         for part in [
             "host=192.0.2.2 port=5433 user=dyad_replication ",
@@ -187,8 +186,7 @@ mod tests {
 
     #[test]
     fn a_held_server_admits_replication_and_nobody_else() {
-        let peer =
-            Peer { name: "b".into(), address: [192, 0, 2, 2].into(), port: 5432 };
+        let peer = Peer { name: "b".into(), address: [192, 0, 2, 2].into(), port: 5432 };
         let stance = Stance { pair: Some(Pair { own: "a".into(), peer }), admit: false, ..Stance::alone() };
         let text = crate::pg::hba::render(&[], &stance);
         assert_eq!(text, include_str!("../../tests/golden/pg_hba_held.conf"));

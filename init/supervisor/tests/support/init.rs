@@ -322,8 +322,9 @@ impl TestInit {
     }
 
     fn oneshot(&self, fd: &Arc<OwnedFd>, number: usize, id: u32, oneshot: Oneshot) {
-        // The packet filter's program is root's; everything else is PostgreSQL's.
-        let ids = if oneshot.exec[0] == "/usr/sbin/nft" { (0, 0) } else { postgres_ids() };
+        // The packet filter's program and hooks are root's; everything else is PostgreSQL's.
+        let roots = oneshot.exec[0] == "/usr/sbin/nft" || oneshot.name.starts_with("hook-");
+        let ids = if roots { (0, 0) } else { postgres_ids() };
         assert_eq!((oneshot.uid, oneshot.gid), ids);
         let mut state = self.state();
         if state.oneshots.contains_key(&oneshot.name) {

@@ -88,16 +88,14 @@ async fn blank() -> (Half, Half) {
     Server::adopt_secrets(&paths[1], &secrets).unwrap();
     let names = ["node-a", "node-b"];
     let server = |own: usize, peer: usize| {
-        let peer = Peer {
-            name: names[peer].into(),
-            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
-            port: ports[peer],
-        };
+        let peer =
+            Peer { name: names[peer].into(), address: IpAddr::V4(Ipv4Addr::LOCALHOST), port: ports[peer] };
         let (uid, gid) = postgres_ids();
         let pid1 = Pid1::start(paths[own].init_socket());
         let pair = Pair { own: names[own].into(), peer };
         let names = supervisor::pg::certificate::names(None);
-        Server::new(pid1, Rc::clone(&paths[own]), sites[own].clone(), Owner { uid, gid }, pair, names).unwrap()
+        Server::new(pid1, Rc::clone(&paths[own]), sites[own].clone(), Owner { uid, gid }, pair, names)
+            .unwrap()
     };
     let (first, second) = (server(0, 1), server(1, 0));
     let [site_a, site_b] = sites.clone();
