@@ -5,7 +5,6 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use dyad_api::control::PhaseState;
 use dyad_api::operator::{NetworkSection, PORT};
 use dyad_channel::client::{Client, Limits};
 use dyad_channel::operator::FRAME_BYTES_MAX;
@@ -199,24 +198,9 @@ fn remote(
 
 /// The site file, once the phase that mounts it has ended. A machine whose PID 1 has no such phase has no ESP.
 async fn read_site(paths: &Paths, pid1: &Pid1) -> Loaded {
-    let mut view = pid1.view();
-    loop {
-        let failed = {
-            let view = view.borrow_and_update();
-            let known = view.connected && !view.phases.is_empty();
-            match view.phase("esp").map(|phase| (phase.state, &phase.note)) {
-                Some((PhaseState::Failed, note)) => Some(format!("boot phase esp failed: {note}")),
-                Some((state, _)) if state.is_done() => return Loaded::read(paths),
-                None if known => return Loaded::read(paths),
-                Some(_) | None => None,
-            }
-        };
-        if let Some(why) = failed {
-            return Loaded::Refused(why);
-        }
-        if view.changed().await.is_err() {
-            return Loaded::Refused("the connection to PID 1 is given up".into());
-        }
+    match pid1.phase("esp").await {
+        Ok(()) => Loaded::read(paths),
+        Err(why) => Loaded::Refused(why),
     }
 }
 
@@ -282,31 +266,12 @@ fn start_database(
 /// Which pair this node is a member of, once the state partition is there. Where that cannot be told, a node of two
 /// starts nothing: the other one may be serving.
 async fn membership(paths: &Paths, pid1: &Pid1, site: &Loaded) -> Result<Option<Membership>, String> {
-    let mut view = pid1.view();
-    loop {
-        let phase = {
-            let view = view.borrow_and_update();
-            let known = view.connected && !view.phases.is_empty();
-            match view.phase("state") {
-                Some(phase) if phase.state.is_done() => Some(Ok(())),
-                Some(phase) if phase.state == PhaseState::Failed => Some(Err(phase.note.clone())),
-                None if known => Some(Ok(())),
-                Some(_) | None => None,
-            }
-        };
-        match phase {
-            Some(Ok(())) => return Membership::load(paths).map_err(|error| error.to_string()),
-            Some(Err(why)) if site.site().is_some_and(|site| site.nodes.len() > 1) => {
-                return Err(format!(
-                    "whether this node is one of a pair is not known: boot phase state failed: {why}"
-                ));
-            }
-            Some(Err(_)) => return Ok(None),
-            None => {}
+    match pid1.phase("state").await {
+        Ok(()) => Membership::load(paths).map_err(|error| error.to_string()),
+        Err(why) if site.site().is_some_and(|site| site.nodes.len() > 1) => {
+            Err(format!("whether this node is one of a pair is not known: {why}"))
         }
-        if view.changed().await.is_err() {
-            return Err("the connection to PID 1 is given up".to_owned());
-        }
+        Err(_) => Ok(None),
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use dyad_api::control::{
     Answer, BootInfo, Call, DecodeError, EncodeError, Event, Finished, Message, Oneshot, PACKET_MAX, Phase,
-    Refusal, Request, ServiceState, ServiceStatus,
+    PhaseState, Refusal, Request, ServiceState, ServiceStatus,
 };
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::io::Interest;
@@ -122,6 +122,29 @@ impl Pid1 {
     /// What PID 1 last said; the receiver tells of changes.
     pub(crate) fn view(&self) -> watch::Receiver<View> {
         self.view.clone()
+    }
+
+    /// Waits until an early boot phase has ended well; why it did not. A PID 1 without this phase has nothing to wait for. The
+    /// supervisor begins before most of them: what they mount is not there until then.
+    pub(crate) async fn phase(&self, name: &str) -> Result<(), String> {
+        let mut view = self.view();
+        loop {
+            {
+                let view = view.borrow_and_update();
+                let known = view.connected && !view.phases.is_empty();
+                match view.phase(name) {
+                    Some(phase) if phase.state.is_done() => return Ok(()),
+                    Some(phase) if phase.state == PhaseState::Failed => {
+                        return Err(format!("boot phase {name} failed: {}", phase.note));
+                    }
+                    None if known => return Ok(()),
+                    Some(_) | None => {}
+                }
+            }
+            if view.changed().await.is_err() {
+                return Err("the connection to PID 1 is given up".to_owned());
+            }
+        }
     }
 
     /// Asks and waits for the answer.

@@ -89,6 +89,8 @@ pub(crate) enum DriverError {
     Tls(#[from] TlsError),
     #[error(transparent)]
     Postgres(#[from] PgError),
+    #[error("{0}")]
+    Phase(String),
 }
 
 /// What a member is made of.
@@ -106,6 +108,9 @@ pub(crate) struct Driver {
 impl Driver {
     /// Runs until the supervisor is killed. `say` is told what it waits for until it has something to show.
     pub(crate) async fn run(mut self, say: &dyn Fn(&str)) -> Result<std::convert::Infallible, DriverError> {
+        say("PostgreSQL's volume is waited for");
+        // Until it is mounted its place is an empty directory: data that is not there yet would be taken for data that is lost.
+        self.pid1.phase("data").await.map_err(DriverError::Phase)?;
         say("what is on its disk is looked at");
         let identity = Rc::new(Identity::load_or_make(&membership::identity_path(&self.paths)?)?);
         let me = self.membership.role(&identity.public());

@@ -16,7 +16,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dyad_api::control::PhaseState;
 use dyad_channel::client::Client;
 use dyad_channel::identity::IdentityError;
 use dyad_channel::server::{self, Counters};
@@ -70,8 +69,6 @@ enum PairingError {
     Socket(std::io::Error),
     #[error("{0}")]
     Other(String),
-    #[error("boot phase data failed: {0}")]
-    Data(String),
 }
 
 /// What pairing is made of.
@@ -133,7 +130,8 @@ async fn begin(
     let (durable, foreign) = match &member {
         Some(member) => (Durable::Paired { cluster: member.cluster, peer: Key(member.peer.key) }, None),
         None => {
-            data_is_there(pid1).await?;
+            // On that volume data of an earlier life would be.
+            pid1.phase("data").await.map_err(PairingError::Other)?;
             (disk::load(paths)?, disk::found_data(paths)?)
         }
     };
@@ -142,27 +140,6 @@ async fn begin(
     let keys = SiteKeys { identity, site: site_key };
     tracing::info!(key = ?keys.public(), ?durable, "pairing");
     Ok(Host::new(Rc::clone(paths), keys, durable, own, member, shown.clone()))
-}
-
-/// Waits for the volume on which data of an earlier life would be.
-async fn data_is_there(pid1: &Pid1) -> Result<(), PairingError> {
-    let mut view = pid1.view();
-    loop {
-        {
-            let view = view.borrow_and_update();
-            match view.phase("data") {
-                Some(phase) if phase.state.is_done() => return Ok(()),
-                Some(phase) if phase.state == PhaseState::Failed => {
-                    return Err(PairingError::Data(phase.note.clone()));
-                }
-                None if view.connected && !view.phases.is_empty() => return Ok(()),
-                Some(_) | None => {}
-            }
-        }
-        if view.changed().await.is_err() {
-            return Err(PairingError::Other("the connection to PID 1 is given up".to_owned()));
-        }
-    }
 }
 
 /// Beacons out and in, and the machine's clock.

@@ -19,6 +19,8 @@ use supervisor::pg::Server;
 use super::lan::Lan;
 use super::{INSIDE, Node, library, postgres_ids};
 
+/// How long a supervisor is up before the volume.
+const AHEAD_OF_DATA: Duration = Duration::from_secs(2);
 /// For anything that must happen to two nodes: hundreds of processes, on a machine that may be busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(900);
 /// Where the other programs are, in a test that runs as `postgres`.
@@ -440,11 +442,15 @@ impl Cluster {
         node.init.kill_all();
     }
 
-    /// The node starts again.
+    /// The node starts again. The supervisor is up before PostgreSQL's volume is there, as in a boot.
     pub(crate) fn power_on(&mut self, at: usize) {
         self.lan.machine(at).power_on();
-        self.nodes[at].init.reboot();
-        self.nodes[at].start();
+        let node = &mut self.nodes[at];
+        node.init.reboot();
+        node.init.take_data_away();
+        node.start();
+        std::thread::sleep(AHEAD_OF_DATA);
+        node.init.bring_data_back();
     }
 
     /// Whatever both nodes were told, the core answers it again as it did then; the steps played.

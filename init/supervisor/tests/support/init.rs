@@ -48,6 +48,8 @@ struct State {
     deadline_ns: Option<u64>,
     /// How often it struck.
     fenced: u32,
+    /// Phase `data` has not ended yet.
+    data_is_away: bool,
 }
 
 impl TestInit {
@@ -142,6 +144,25 @@ impl TestInit {
         state.service = Some(status(ServiceState::Stopped, 0, 0, None));
     }
 
+    /// The volume is not mounted yet: an empty directory is in its place, as in a boot.
+    pub(crate) fn take_data_away(&self) {
+        self.state().data_is_away = true;
+        let volume = self.0.root.join("data/pg");
+        fs::rename(&volume, volume.with_extension("away")).unwrap();
+        fs::create_dir(&volume).unwrap();
+    }
+
+    /// The phase ends: the volume takes the place of the directory, in which nobody has left anything.
+    pub(crate) fn bring_data_back(&self) {
+        let volume = self.0.root.join("data/pg");
+        fs::remove_dir(&volume).expect("nothing is written where the volume will be");
+        fs::rename(volume.with_extension("away"), &volume).unwrap();
+        let mut state = self.state();
+        state.data_is_away = false;
+        let packet = Message::Event(Event::Phase(phase("data"))).encode().unwrap();
+        state.subscribers.retain(|fd| rustix::net::send(fd, &packet, SendFlags::NOSIGNAL).is_ok());
+    }
+
     /// How often the dead-man's switch struck.
     pub(crate) fn fenced(&self) -> u32 {
         self.state().fenced
@@ -227,7 +248,12 @@ impl TestInit {
             Call::ListServices | Call::Status { .. } => {
                 Ok(Answer::Services(self.state().service.clone().into_iter().collect()))
             }
-            Call::Phases => Ok(Answer::Phases(["state", "data", "esp"].map(phase).into())),
+            Call::Phases => {
+                let away = self.state().data_is_away;
+                let mut phases = ["state", "data", "esp"].map(phase);
+                phases[1].state = if away { PhaseState::Running } else { PhaseState::Changed };
+                Ok(Answer::Phases(phases.into()))
+            }
             Call::BootInfo => Ok(Answer::BootInfo(BootInfo {
                 name: "test".into(),
                 version: "1.0.0".into(),
