@@ -162,9 +162,7 @@ impl Driver {
         let (replicates, replication) = watch::channel(Replication::default());
         let facts = Facts { seen: seen.clone(), rows: vips.rows(), replication };
         self.spawn_observers(&postgres, &seen, &events, vips, replicates);
-        let (failing, hooks) = watch::channel(None);
-        let (paths, pid1, name) = (Rc::clone(&self.paths), self.pid1.clone(), self.membership.name.clone());
-        spawn_local(Hooks { paths, pid1, name, facts: facts.clone(), failing }.run());
+        let hooks = self.spawn_hooks(facts.clone());
         if me == Node::A {
             spawn_local(found_when_nobody(seen.clone(), events.clone()));
         }
@@ -276,6 +274,14 @@ impl Driver {
         self.membership.store(&self.paths)?;
         tracing::info!(witness = %key.id(), "enrolled at the witness");
         Ok(key)
+    }
+
+    /// What they have to say.
+    fn spawn_hooks(&self, facts: Facts) -> watch::Receiver<Option<String>> {
+        let (failing, hooks) = watch::channel(None);
+        let (paths, pid1, name) = (Rc::clone(&self.paths), self.pid1.clone(), self.membership.name.clone());
+        spawn_local(Hooks { paths, pid1, name, facts, failing }.run());
+        hooks
     }
 
     fn spawn_observers(
