@@ -108,9 +108,7 @@ pub(crate) struct Driver {
 impl Driver {
     /// Runs until the supervisor is killed. `say` is told what it waits for until it has something to show.
     pub(crate) async fn run(mut self, say: &dyn Fn(&str)) -> Result<std::convert::Infallible, DriverError> {
-        say("PostgreSQL's volume is waited for");
-        // Until it is mounted its place is an empty directory: data that is not there yet would be taken for data that is lost.
-        self.pid1.phase("data").await.map_err(DriverError::Phase)?;
+        self.wait_for_volume(say).await?;
         say("what is on its disk is looked at");
         let identity = Rc::new(Identity::load_or_make(&membership::identity_path(&self.paths)?)?);
         let me = self.membership.role(&identity.public());
@@ -274,6 +272,13 @@ impl Driver {
         self.membership.store(&self.paths)?;
         tracing::info!(witness = %key.id(), "enrolled at the witness");
         Ok(key)
+    }
+
+    /// Until the volume is mounted its place is an empty directory: data that is not there yet would be taken for data that is
+    /// lost.
+    async fn wait_for_volume(&self, say: &dyn Fn(&str)) -> Result<(), DriverError> {
+        say("PostgreSQL's volume is waited for");
+        self.pid1.phase("data").await.map_err(DriverError::Phase)
     }
 
     /// What they have to say.
