@@ -230,8 +230,11 @@ fn look_at_all(disk: &File, records: &[Record], boots: usize, dir: &Path) -> Vec
             }
             states += 1;
         }
-        if chosen.len() < boots && epoch * boots >= chosen.len() * flushes && !all.is_empty() {
-            chosen.push((epoch, all[all.len() / 2].clone()));
+        // One after an epoch in which nothing was written makes up for it.
+        let before = chosen.len();
+        while chosen.len() < boots && epoch * boots >= chosen.len() * flushes && !all.is_empty() {
+            let other = (all.len() / 2 + (chosen.len() - before) * 7) % all.len();
+            chosen.push((epoch, all[other].clone()));
         }
         replay.advance().expect("the disk can be written");
         epoch += 1;
@@ -264,7 +267,7 @@ fn no_power_cut_in_a_first_boot_is_lasting() {
                 replay.advance().expect("the disk can be written");
                 at += 1;
             }
-            let own = dir.join(format!("epoch-{epoch}"));
+            let own = dir.join(format!("epoch-{epoch}-{}", cuts.len()));
             fs::create_dir(&own).expect("a directory");
             replay
                 .with(selection, |_| drop(copy(&scene, &own.join("cut"))))
