@@ -352,6 +352,9 @@ pub struct NodeSection {
     pub storage: Vec<StorageRow>,
     /// Network.
     pub network: NetworkSection,
+    /// Ways to the other node, the preferred one first.
+    #[serde(default)]
+    pub ways: Vec<WayRow>,
     /// PostgreSQL.
     pub postgresql: PostgresqlSection,
 }
@@ -457,6 +460,17 @@ pub struct NetworkSection {
     pub note: String,
     /// Links.
     pub links: Vec<LinkRow>,
+}
+
+/// A way to the other node: one for each address that it has in a network of both.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WayRow {
+    /// The other node's address.
+    pub address: String,
+    /// This node's link.
+    pub interface: String,
+    /// Whether the other node answers there; `None`: not looked at yet.
+    pub up: Option<bool>,
 }
 
 /// A network link.

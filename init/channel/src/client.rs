@@ -1,5 +1,6 @@
 //! The asking end: one question at a time, each with a deadline. Whatever goes wrong, the outcome is [`Unknown`].
 
+use std::io;
 use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 use tokio::sync::{Mutex, Semaphore};
+use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -89,7 +91,8 @@ struct Connection {
 
 /// Asks `Q`, hears `A`. Connects when there is something to ask, and again after any error.
 pub struct Client<Q, A> {
-    address: SocketAddr,
+    /// Of the one that is asked, the preferred one first.
+    addresses: Vec<SocketAddr>,
     tls: TlsConnector,
     limits: Limits,
     turns: Semaphore,
@@ -98,17 +101,29 @@ pub struct Client<Q, A> {
     of: PhantomData<fn(Q) -> A>,
 }
 
+impl<Q, A> Client<Q, A> {
+    fn at(&self) -> String {
+        self.addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(" or ")
+    }
+}
+
 impl<Q, A> std::fmt::Debug for Client<Q, A> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Client({})", self.address)
+        write!(f, "Client({})", self.at())
     }
 }
 
 impl<Q: Serialize, A: DeserializeOwned> Client<Q, A> {
     /// A client that has not connected yet.
     pub fn new(address: SocketAddr, tls: Arc<ClientConfig>, limits: Limits) -> Self {
+        Self::by_any(vec![address], tls, limits)
+    }
+
+    /// The same for one that has several addresses. Each is tried without waiting for long for those before it, so that
+    /// a network that is down costs a fraction of a question's time and not the question.
+    pub fn by_any(addresses: Vec<SocketAddr>, tls: Arc<ClientConfig>, limits: Limits) -> Self {
         Client {
-            address,
+            addresses,
             tls: TlsConnector::from(tls),
             limits,
             turns: Semaphore::new(limits.waiting_max + 1),
@@ -120,7 +135,7 @@ impl<Q: Serialize, A: DeserializeOwned> Client<Q, A> {
 
     /// An outcome that is not known, with this client's address.
     pub fn unknown(&self, cause: Cause) -> Unknown {
-        Unknown { at: self.address.to_string(), cause }
+        Unknown { at: self.at(), cause }
     }
 
     /// Asks and waits for the answer.
@@ -170,8 +185,32 @@ impl<Q: Serialize, A: DeserializeOwned> Client<Q, A> {
         Ok(answer.message)
     }
 
+    /// The first connection that comes about.
+    async fn dial(&self) -> io::Result<TcpStream> {
+        // Half of the time for all addresses: the rest is for handshake and question.
+        let share = Duration::from_millis(self.limits.call_ms / 2)
+            / u32::try_from(self.addresses.len().max(1)).unwrap_or(u32::MAX);
+        let mut tries = JoinSet::new();
+        let mut left = self.addresses.iter();
+        let mut failed = io::Error::new(io::ErrorKind::AddrNotAvailable, "no address");
+        loop {
+            if let Some(address) = left.next() {
+                tries.spawn(TcpStream::connect(*address));
+            }
+            tokio::select! {
+                ended = tries.join_next() => match ended {
+                    Some(Ok(Ok(stream))) => return Ok(stream),
+                    Some(Ok(Err(error))) => failed = error,
+                    Some(Err(error)) => failed = io::Error::other(error),
+                    None => return Err(failed),
+                },
+                () = tokio::time::sleep(share), if left.len() > 0 => {}
+            }
+        }
+    }
+
     async fn connect(&self) -> Result<Connection, Cause> {
-        let tcp = TcpStream::connect(self.address).await.map_err(|e| Cause::Connect(e.to_string()))?;
+        let tcp = self.dial().await.map_err(|e| Cause::Connect(e.to_string()))?;
         tcp.set_nodelay(true).map_err(|e| Cause::Connect(e.to_string()))?;
         let handshake = |error: &dyn std::fmt::Display| Cause::Handshake(error.to_string());
         let name = ServerName::try_from(SUBJECT).map_err(|e| handshake(&e))?;

@@ -145,6 +145,40 @@ async fn every_failure_is_an_unknown_outcome_and_the_next_call_works() {
     assert!(text.starts_with(&format!("outcome unknown: {nobody}: cannot connect: ")), "{text}");
 }
 
+/// An address at which nothing answers, not even with a refusal: its queue is full and stays so.
+async fn silence() -> (TcpListener, Vec<TcpStream>, SocketAddr) {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut queued = Vec::new();
+    let wait = Duration::from_millis(300);
+    while let Ok(stream) = tokio::time::timeout(wait, TcpStream::connect(address)).await {
+        queued.push(stream.unwrap());
+    }
+    (listener, queued, address)
+}
+
+#[tokio::test]
+async fn an_address_that_does_not_answer_costs_a_part_of_the_time_and_not_the_question() {
+    let world = world(|node| Trust::Pinned(vec![node.public()]), SERVER).await;
+    let refuses = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let (_listener, _queued, silent) = silence().await;
+    for before in [vec![], vec![silent], vec![refuses, silent], vec![silent, refuses]] {
+        let ways: Vec<_> = before.into_iter().chain([world.address]).collect();
+        let config =
+            tls::client(&world.node, Trust::Pinned(vec![world.server.public()]), Speaks::Witness).unwrap();
+        let client: Client<String, String> = Client::by_any(ways.clone(), config, CLIENT);
+        assert_eq!(client.call(&hello()).await.unwrap(), "hello", "{ways:?}");
+    }
+    let config = tls::client(&world.node, Trust::AnyKey, Speaks::Witness).unwrap();
+    let limits = client::Limits { call_ms: 400, ..CLIENT };
+    let client: Client<String, String> = Client::by_any(vec![silent, refuses], config, limits);
+    let unknown = client.call(&hello()).await.unwrap_err();
+    assert_eq!(unknown.at, format!("{silent} or {refuses}"));
+    assert_eq!(unknown.cause, Cause::Deadline(400), "one of them may still answer");
+}
+
 #[tokio::test]
 async fn a_silent_server_is_left_at_the_deadline_and_the_queue_is_bounded() {
     // Accepts and never says a word.

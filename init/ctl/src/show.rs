@@ -123,6 +123,10 @@ pub(crate) fn status(status: &Status) -> String {
         let state = if link.up { "up" } else { "down" };
         line("", &format!("{} {state} {} ({})", link.name, link.addresses.join(" "), link.note));
     }
+    for way in &node.ways {
+        let state = way.up.map_or("not looked at yet", |up| if up { "works" } else { "DOWN" });
+        line("way", &format!("to {} by {} {state}", way.address, way.interface));
+    }
     for fs in &node.storage {
         line(
             "storage",

@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use dyad_api::operator::{NetworkSection, PORT};
@@ -171,10 +171,11 @@ fn remote(
         let peer = &member.peer;
         match tls::client(&identity, Trust::Pinned(vec![peer.public()]), Speaks::Operator) {
             Ok(tls) => {
-                let operator = SocketAddr::new(peer.address.ip(), dyad_channel::operator::PORT);
-                let client = Rc::new(Client::new(operator, tls, PEER));
-                let ports =
-                    vec![("pair", peer.address), ("operator", operator), ("PostgreSQL", peer.postgresql)];
+                let operator = dyad_channel::operator::PORT;
+                let client = Rc::new(Client::by_any(peer.at_port(operator), tls, PEER));
+                let ports = [("pair", peer.port), ("operator", operator), ("PostgreSQL", peer.postgresql)];
+                let at = |address: &IpAddr| ports.map(|(name, port)| (name, SocketAddr::new(*address, port)));
+                let ports = peer.addresses.iter().flat_map(at).collect();
                 let other = Other { name: peer.name.clone(), client: Rc::clone(&client), ports };
                 context.peer.replace(Some(Rc::new(other)));
                 settled.push(spawn_local(driver::send_copies(driver::events_dir(&context.paths), client)));

@@ -65,6 +65,7 @@ pub(crate) fn status(sources: Sources<'_>) -> Status {
             services: view.services.iter().map(service_row).collect(),
             storage,
             network,
+            ways: pair.map_or_else(Vec::new, Shown::way_rows),
             postgresql: pg.section.clone(),
         },
     }

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use dyad_api::control;
@@ -124,6 +125,61 @@ fn a_holder_whose_clients_are_cut_off_hands_over() {
         });
         assert_eq!(cluster.wait_for(Protection::Protected), other);
         cluster.wait("the same on both", || (ids(cluster, holder) == there).then_some(()));
+        cluster.replay();
+    });
+}
+
+/// By which of the holder's addresses a standby receives; nothing while it does not.
+fn receives_from(cluster: &Cluster, standby: usize) -> Option<IpAddr> {
+    let query = "select sender_host from pg_stat_wal_receiver where status = 'streaming'";
+    cluster.sql(standby, query).ok()?.parse().ok()
+}
+
+#[test]
+fn a_lost_replication_network_costs_no_protection_while_the_clients_network_works() {
+    let name = "a_lost_replication_network_costs_no_protection_while_the_clients_network_works";
+    story(name, "wan", |cluster| {
+        cluster.start();
+        let holder = cluster.wait_for(Protection::Protected);
+        let other = 1 - holder;
+        let ways = |up: [bool; 2]| {
+            for node in &cluster.nodes {
+                cluster.wait(&format!("{up:?} of repl0 and lan0"), || {
+                    let rows = node.status().node.ways;
+                    let links: Vec<_> = rows.iter().map(|row| &*row.interface).collect();
+                    assert!(links.is_empty() || links == ["repl0", "lan0"], "{links:?}");
+                    rows.iter().map(|row| row.up).eq(up.map(Some)).then_some(())
+                });
+            }
+        };
+        let by = |address: fn(usize) -> IpAddr| {
+            cluster.wait("replication by another way", || {
+                (receives_from(cluster, other)? == address(holder)).then_some(())
+            });
+            assert_eq!(cluster.wait_for(Protection::Protected), holder);
+        };
+        ways([true, true]);
+        by(Lan::replication);
+        assert!(cluster.sql(holder, "create table ledger (id bigint primary key)").is_ok());
+        let servers = cluster.nodes.each_ref().map(|node| (node.init.postmaster(), node.init.fenced()));
+        let writer = cluster.writer(holder, 0);
+        cluster.wait("acknowledged writes", || (writer.count() >= 20).then_some(()));
+
+        cluster.lan.machine(other).replication_cable(false);
+        ways([false, true]);
+        by(Lan::address);
+        let so_far = writer.count();
+        cluster.wait("writes by the other way", || (writer.count() > so_far + 20).then_some(()));
+
+        cluster.lan.machine(other).replication_cable(true);
+        ways([true, true]);
+        by(Lan::replication);
+        let now = cluster.nodes.each_ref().map(|node| (node.init.postmaster(), node.init.fenced()));
+        assert_eq!(now, servers, "no server was ended, none was fenced");
+        let acknowledged = writer.end();
+        let all = ids(cluster, holder);
+        assert!(acknowledged.iter().all(|id| all.contains(id)));
+        cluster.wait("the same on both", || (ids(cluster, other) == all).then_some(()));
         cluster.replay();
     });
 }

@@ -12,7 +12,7 @@ use crate::hex;
 use crate::paths::Paths;
 
 /// Version of the file.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// Why there is no membership to go by.
 #[derive(Debug, thiserror::Error)]
@@ -57,10 +57,12 @@ pub struct Member {
     /// Its key, in hexadecimal in the file.
     #[serde(with = "hex")]
     pub key: [u8; 32],
-    /// Where it listens for this node.
-    pub address: SocketAddr,
-    /// Where its PostgreSQL answers.
-    pub postgresql: SocketAddr,
+    /// Its addresses in the networks that the two share, the preferred one first; one at least.
+    pub addresses: Vec<IpAddr>,
+    /// Port on which it listens for this node.
+    pub port: u16,
+    /// Port of its PostgreSQL.
+    pub postgresql: u16,
 }
 
 impl Member {
@@ -69,8 +71,9 @@ impl Member {
         PublicKey(self.key)
     }
 
-    pub(crate) fn ip(&self) -> IpAddr {
-        self.postgresql.ip()
+    /// A port there, by each way.
+    pub(crate) fn at_port(&self, port: u16) -> Vec<SocketAddr> {
+        self.addresses.iter().map(|address| SocketAddr::new(*address, port)).collect()
     }
 }
 
@@ -106,6 +109,9 @@ impl Membership {
         let stored: Stored = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
         if stored.version != VERSION {
             return Err(wrong(format!("it is of version {}", stored.version)));
+        }
+        if stored.peer.addresses.is_empty() {
+            return Err(wrong("peer.addresses is empty, one at least is needed".to_owned()));
         }
         Ok(Some(Membership {
             cluster: ClusterId(u128::from_be_bytes(stored.cluster)),
@@ -177,8 +183,9 @@ mod tests {
             peer: Member {
                 name: "node-b".into(),
                 key: [7; 32],
-                address: "192.0.2.2:7401".parse().unwrap(),
-                postgresql: "192.0.2.2:5432".parse().unwrap(),
+                addresses: vec!["192.0.2.2".parse().unwrap(), "fd00::2".parse().unwrap()],
+                port: 7401,
+                postgresql: 5432,
             },
             witness: Some(PublicKey([9; 32])),
         };
@@ -188,7 +195,9 @@ mod tests {
         assert_eq!(member.role(&PublicKey([8; 32])), Node::B);
         let text = std::fs::read_to_string(path(&paths)).unwrap();
         for (from, to, named) in [
-            ("\"version\": 2", "\"version\": 3", "version 3"),
+            ("\"version\": 3", "\"version\": 2", "version 2"),
+            ("\"192.0.2.2\",\n      \"fd00::2\"", "", "peer.addresses is empty"),
+            ("192.0.2.2", "192.0.2", "invalid IP address"),
             ("0707", "07", "64 hexadecimal digits"),
             ("\"name\": \"node-a\"", "\"nam\": 1", "nam"),
         ] {

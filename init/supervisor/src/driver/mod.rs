@@ -21,6 +21,7 @@ mod shown;
 #[cfg(test)]
 mod tests;
 mod vips;
+mod ways;
 mod words;
 
 use std::collections::BTreeMap;
@@ -61,6 +62,7 @@ use record::Record;
 use run::{EVENTS_MAX, Loop, View};
 use shown::{Facts, Screen};
 use vips::Vips;
+use ways::{Way, Ways};
 
 pub(crate) use copies::{copies_dir, keep_copy, send as send_copies};
 pub(crate) use history::history;
@@ -144,8 +146,7 @@ impl Driver {
         let (said, own_status) = watch::channel(None);
         let (heard, peer_status) = watch::channel(None);
         let member = &self.membership.peer;
-        let link =
-            peer::Link::start(&identity, member.public(), member.address, config.lease_ms, own_status)?;
+        let link = peer::Link::start(&identity, member, config.lease_ms, own_status)?;
         let sysfs = self.paths.at("/sys");
         let runs_on = running == Some(Running::Serving);
         let vips = Vips::start(self.site.vips.clone(), sysfs.clone(), runs_on);
@@ -159,13 +160,13 @@ impl Driver {
         };
         let (replicates, replication) = watch::channel(Replication::default());
         let facts = Facts { seen: seen.clone(), rows: vips.rows(), replication };
-        self.spawn_observers(&postgres, &seen, &events, vips, replicates);
+        let ways = self.spawn_observers(&postgres, &seen, &events, vips, replicates);
         let hooks = self.spawn_hooks(facts.clone());
         if me == Node::A {
             spawn_local(found_when_nobody(seen.clone(), events.clone()));
         }
         spawn_local(tell_peer(facts.clone(), said));
-        let screen = self.screen(me, events.clone(), enroller, hooks);
+        let screen = self.screen(me, events.clone(), enroller, hooks, ways);
         spawn_local(screen.keep(self.shown.clone(), facts, peer_status));
         let (peer_key, listen) = (member.public(), self.membership.listen);
         spawn_local(async move {
@@ -189,7 +190,8 @@ impl Driver {
 
     fn server(&self) -> Result<Server, PgError> {
         let member = &self.membership.peer;
-        let peer = Peer { name: member.name.clone(), address: member.ip(), port: member.postgresql.port() };
+        let peer =
+            Peer { name: member.name.clone(), addresses: member.addresses.clone(), port: member.postgresql };
         let pair = Pair { own: self.membership.name.clone(), peer };
         let (paths, site) = (Rc::clone(&self.paths), self.site.postgresql.clone());
         Server::new(self.pid1.clone(), paths, site, self.owner, pair, certificate::names(Some(&self.site)))
@@ -227,11 +229,12 @@ impl Driver {
         orders: mpsc::Sender<Event>,
         enroller: Option<Rc<Enroller>>,
         hooks: watch::Receiver<Option<String>>,
+        ways: watch::Receiver<Vec<Way>>,
     ) -> Screen {
         let vips = self.site.vips.iter().map(|vip| vip.address.to_string()).collect();
         let rules = dyad_cluster::policy(&self.config(me)).into_iter();
         let policy = rules.map(|rule| PolicyRow { when: rule.when.to_owned(), then: rule.then }).collect();
-        Screen { me, names: self.names(me), vips, orders, enroller, hooks, policy }
+        Screen { me, names: self.names(me), vips, orders, enroller, hooks, ways, policy }
     }
 
     /// The founder makes the first data; nobody is asked yet, and whoever wins the register later goes on with it.
@@ -296,10 +299,14 @@ impl Driver {
         events: &mpsc::Sender<Event>,
         vips: Vips,
         replication: watch::Sender<Replication>,
-    ) {
+    ) -> watch::Receiver<Vec<Way>> {
         let (up, clients) = watch::channel(None);
+        let (works, ways) = watch::channel(Vec::new());
         if let Some(node) = self.site.nodes.iter().find(|node| node.name == self.membership.name) {
-            spawn_local(Clients::of(&self.site, node).watch(self.paths.at("/sys"), vips, up));
+            let sysfs = self.paths.at("/sys");
+            spawn_local(Clients::of(&self.site, node).watch(sysfs.clone(), vips, up));
+            let ways = Ways::of(node, &self.membership.peer.addresses);
+            spawn_local(ways.watch(sysfs, Rc::clone(postgres), works));
         }
         spawn_local(observe::ends(Rc::clone(postgres), events.clone()));
         spawn_local(observe::links(Rc::clone(postgres), events.clone(), replication));
@@ -307,6 +314,7 @@ impl Driver {
         let profile = self.site.profile;
         spawn_local(observe::health(Rc::clone(postgres), profile, seen.clone(), events.clone()));
         spawn_local(observe::condition(Rc::clone(postgres), clients, events.clone()));
+        ways
     }
 }
 

@@ -22,6 +22,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_local;
 
+use super::membership::Member;
 use super::observe::Replication;
 use super::run::View;
 use super::vips::Row;
@@ -111,15 +112,14 @@ impl Link {
     /// Starts the task that says what is queued.
     pub(crate) fn start(
         identity: &Identity,
-        peer: PublicKey,
-        address: SocketAddr,
+        peer: &Member,
         lease_ms: u64,
         status: watch::Receiver<Option<Status>>,
     ) -> Result<Self, TlsError> {
-        let tls = tls::client(identity, Trust::Pinned(vec![peer]), Speaks::Peer)?;
+        let tls = tls::client(identity, Trust::Pinned(vec![peer.public()]), Speaks::Peer)?;
         let limits = Limits { call_ms: lease_ms / 3, frame_bytes_max: FRAME_BYTES_MAX, waiting_max: 0 };
         let (queue, waiting) = mpsc::channel(WAITING_MAX);
-        spawn_local(say(Client::new(address, tls, limits), waiting, status));
+        spawn_local(say(Client::by_any(peer.at_port(peer.port), tls, limits), waiting, status));
         Ok(Self { queue, full: Cell::new(false) })
     }
 

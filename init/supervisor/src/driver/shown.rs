@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use dyad_api::operator::{NodeRow, PolicyRow, Protection as Shows, ResourceRow, VipRow};
+use dyad_api::operator::{NodeRow, PolicyRow, Protection as Shows, ResourceRow, VipRow, WayRow};
 use dyad_cluster::event::Event;
 use dyad_cluster::phase::Phase;
 use dyad_cluster::register::{Mode, Register};
@@ -15,6 +15,7 @@ use super::observe::Replication;
 use super::peer::{Level, Status};
 use super::run::View;
 use super::vips::Row;
+use super::ways::Way;
 use super::words;
 
 /// What a node is for the database.
@@ -62,6 +63,8 @@ pub(crate) struct Shown {
     pub(crate) enroller: Option<Rc<Enroller>>,
     /// The hook that fails, and why.
     pub(crate) hook: Option<String>,
+    /// How the other node is reached, the preferred way first.
+    pub(crate) ways: Vec<Way>,
     /// What the pair does by itself.
     pub(crate) policy: Rc<[PolicyRow]>,
 }
@@ -101,6 +104,7 @@ pub(crate) struct Screen {
     pub(crate) orders: mpsc::Sender<Event>,
     pub(crate) enroller: Option<Rc<Enroller>>,
     pub(crate) hooks: watch::Receiver<Option<String>>,
+    pub(crate) ways: watch::Receiver<Vec<Way>>,
     pub(crate) policy: Rc<[PolicyRow]>,
 }
 
@@ -125,12 +129,14 @@ impl Screen {
                 orders: self.orders.clone(),
                 enroller: self.enroller.clone(),
                 hook: self.hooks.borrow_and_update().clone(),
+                ways: self.ways.borrow_and_update().clone(),
                 policy: Rc::clone(&self.policy),
             }));
             tokio::select! {
                 changed = facts.changed() => if changed.is_err() { return },
                 Ok(()) = peer.changed() => {}
                 Ok(()) = self.hooks.changed() => {}
+                Ok(()) = self.ways.changed() => {}
             }
         }
     }
@@ -213,6 +219,16 @@ impl Shown {
             note: row.note.clone(),
         };
         self.vips.iter().enumerate().map(row).collect()
+    }
+
+    /// How the other node is reached.
+    pub(crate) fn way_rows(&self) -> Vec<WayRow> {
+        let row = |way: &Way| WayRow {
+            address: way.address.to_string(),
+            interface: way.interface.clone(),
+            up: way.up,
+        };
+        self.ways.iter().map(row).collect()
     }
 
     /// What this node is now.

@@ -335,6 +335,7 @@ mod tests {
 mod tests_support {
     use dyad_api::operator::{
         NetworkSection, NodeRow, NodeSection, PostgresqlSection, Protection, ResourceRow, Status, VipRow,
+        WayRow,
     };
 
     use super::Facts;
@@ -373,6 +374,7 @@ mod tests_support {
                 services: Vec::new(),
                 storage: Vec::new(),
                 network: NetworkSection { state: "applied".into(), note: String::new(), links: Vec::new() },
+                ways: vec![WayRow { address: "192.0.2.2".into(), interface: "lan0".into(), up: Some(true) }],
                 postgresql: PostgresqlSection {
                     state: "serving".into(),
                     note: String::new(),

@@ -74,6 +74,11 @@ pub(super) fn text(facts: &Facts) -> String {
         let here = vip.holder.as_ref() == Some(&status.node.name);
         out.sample("vip_here", &[("address", &vip.address)], u8::from(here));
     }
+    out.head("way_up", "gauge", "The other node answers on this address");
+    for way in &status.node.ways {
+        let labels = [("address", &*way.address), ("interface", &*way.interface)];
+        out.sample("way_up", &labels, u8::from(way.up == Some(true)));
+    }
     out.head("storage_free_bytes", "gauge", "Free for services");
     for fs in &status.node.storage {
         out.sample("storage_free_bytes", &[("path", &fs.path)], fs.free_bytes);

@@ -51,6 +51,7 @@ impl Context {
             seen.push(("replication", replication(pair)));
             seen.push(("witness", witness(pair)));
             seen.push(("addresses", addresses(&status)));
+            seen.push(("ways", ways(pair)));
             seen.push(("hooks", pair.hook.clone().map_or_else(|| ok("none fails"), warning)));
         }
         seen.push(("links", links(&status)));
@@ -161,6 +162,18 @@ fn links(status: &Status) -> Seen {
     match down[..] {
         [] => ok(format!("{} are up", network.links.len())),
         _ => warning(format!("down: {}", down.join(", "))),
+    }
+}
+
+/// Each way to the other node by its own link.
+fn ways(pair: &Shown) -> Seen {
+    let down = pair.ways.iter().filter(|way| way.up == Some(false));
+    let down: Vec<_> = down.map(|way| format!("{} by {}", way.address, way.interface)).collect();
+    match (pair.ways.len(), down.len()) {
+        (1, 0) => warning("there is one alone: its loss parts the nodes"),
+        (all, 0) => ok(format!("{all} work")),
+        (all, lost) if lost == all => critical("the other node answers on none"),
+        _ => warning(format!("the other node does not answer at {}", down.join(", "))),
     }
 }
 

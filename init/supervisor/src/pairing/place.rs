@@ -78,16 +78,19 @@ fn replicates(site: &Site, interface: &str) -> bool {
     interface.starts_with("repl") || members.any(|member| replicates(site, member))
 }
 
-/// The other node's address: on a replication link if there is one, in the order of the site file.
-fn address(site: &Site, own: &Node, peer: &Node) -> Result<IpAddr, PlaceError> {
+/// The other node's addresses in networks of both: those on replication links first, in the order of the site file.
+fn addresses(site: &Site, own: &Node, peer: &Node) -> Result<Vec<IpAddr>, PlaceError> {
     let shared = |interface: &str, address: IpAddr| {
         let mut own = own.addresses.iter().filter(|a| a.interface == interface);
         own.any(|a| a.address.contains(address))
     };
-    let reachable: Vec<_> =
-        peer.addresses.iter().filter(|a| shared(&a.interface, a.address.address)).collect();
-    let best = reachable.iter().find(|a| replicates(site, &a.interface)).or(reachable.first());
-    best.map(|a| a.address.address).ok_or_else(|| PlaceError::Apart(own.name.clone(), peer.name.clone()))
+    let reachable = peer.addresses.iter().filter(|a| shared(&a.interface, a.address.address));
+    let (mut best, rest): (Vec<_>, Vec<_>) = reachable.partition(|a| replicates(site, &a.interface));
+    best.extend(rest);
+    if best.is_empty() {
+        return Err(PlaceError::Apart(own.name.clone(), peer.name.clone()));
+    }
+    Ok(best.iter().map(|a| a.address.address).collect())
 }
 
 /// The membership that follows from what both say.
@@ -103,7 +106,6 @@ pub(crate) fn membership(
         return Err(PlaceError::Sites);
     }
     let [me, other] = names(site, role, own.name.as_deref(), card.name.as_deref())?;
-    let address = address(site, me, other)?;
     Ok(Membership {
         cluster,
         name: me.name.clone(),
@@ -111,8 +113,9 @@ pub(crate) fn membership(
         peer: Member {
             name: other.name.clone(),
             key: key.0,
-            address: SocketAddr::new(address, driver::PORT),
-            postgresql: SocketAddr::new(address, site.postgresql.port),
+            addresses: addresses(site, me, other)?,
+            port: driver::PORT,
+            postgresql: site.postgresql.port,
         },
         witness: None,
     })
@@ -179,12 +182,13 @@ members = ["repl0"]
     fn the_pair_meets_on_its_replication_links() {
         let site = site(SITE);
         let member = place(&site, Role::A, &card(&site, Some("left")), &card(&site, None)).unwrap();
-        assert_eq!(member.peer.address, "198.51.100.2:7401".parse().unwrap());
-        assert_eq!(member.peer.postgresql, "198.51.100.2:5432".parse().unwrap());
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert_eq!(member.peer.addresses, [ip("198.51.100.2"), ip("192.0.2.2")], "replication first");
+        assert_eq!((member.peer.port, member.peer.postgresql), (7401, 5432));
         assert_eq!((member.listen, member.peer.key), ("[::]:7401".parse().unwrap(), [5; 32]));
         let lan = self::site(&SITE.replace("bond1 = [\"198.51.100.2/24\"]", ""));
         let member = place(&lan, Role::A, &card(&lan, Some("left")), &card(&lan, None)).unwrap();
-        assert_eq!(member.peer.address, "192.0.2.2:7401".parse().unwrap());
+        assert_eq!(member.peer.addresses, [ip("192.0.2.2")]);
     }
 
     #[test]

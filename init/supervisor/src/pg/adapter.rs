@@ -2,6 +2,7 @@
 //! limit, each either done, or failed with a reason, or not known to be done ([`PgError::is_unknown`]).
 
 use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -470,9 +471,29 @@ impl Server {
         }
     }
 
+    /// How to reach the peer's server now.
+    pub(crate) fn conninfo(&self, role: &str, application: &str) -> String {
+        let stance = self.stance.borrow();
+        let peer = stance.pair.as_ref().map_or(&self.pair.peer, |pair| &pair.peer);
+        stance::conninfo(&self.paths, peer, role, application)
+    }
+
+    /// From now on the peer's addresses are tried in this order. A standby that receives begins anew with the first.
+    pub(crate) async fn prefer(&self, addresses: &[IpAddr]) -> Result<(), PgError> {
+        self.declare(|stance| {
+            if let Some(pair) = &mut stance.pair {
+                pair.peer.addresses = addresses.to_vec();
+            }
+        })?;
+        if self.receives() && self.runs() {
+            self.connect().await?.reload(SQL).await?;
+        }
+        Ok(())
+    }
+
     /// Asks the peer's server one thing.
     pub(crate) async fn ask_peer(&self, query: &str) -> Result<String, PgError> {
-        let conninfo = stance::conninfo(&self.paths, &self.pair.peer, stance::REWIND, "dyad_question");
+        let conninfo = self.conninfo(stance::REWIND, "dyad_question");
         self.write_config()?;
         let arguments = ["-X", "-A", "-t", "-q", "-w", "-v", "ON_ERROR_STOP=1", "-d", &conninfo, "-c", query];
         let arguments = arguments.map(str::to_owned).to_vec();

@@ -42,7 +42,7 @@ impl Server {
             "-D".into(),
             copy.display().to_string(),
             "-d".into(),
-            stance::conninfo(&self.paths, &self.pair.peer, stance::REPLICATION, "dyad_clone"),
+            self.conninfo(stance::REPLICATION, "dyad_clone"),
             "-X".into(),
             "stream".into(),
             "-S".into(),

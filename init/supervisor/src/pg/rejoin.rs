@@ -112,7 +112,7 @@ impl Server {
         let kept = self.quarantine_tail(&standing, fork, last, label)?;
         self.renew_generation()?;
         self.forget_sync()?;
-        let conninfo = stance::conninfo(&self.paths, &self.pair.peer, stance::REWIND, "dyad_rewind");
+        let conninfo = self.conninfo(stance::REWIND, "dyad_rewind");
         let arguments = vec![
             "-D".into(),
             self.paths.pg_main().display().to_string(),

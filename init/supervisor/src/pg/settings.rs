@@ -131,6 +131,8 @@ fn fixed(paths: &Paths, port: u16) -> Vec<(String, String)> {
         ("wal_level", "replica".to_owned()),
         ("wal_log_hints", "on".to_owned()),
         ("wal_receiver_timeout", "2s".to_owned()),
+        // A standby that goes another way finds its slot taken until the sender of the way before has noticed.
+        ("wal_retrieve_retry_interval", "500ms".to_owned()),
         ("wal_sender_timeout", "2s".to_owned()),
     ]
     .into_iter()

@@ -17,8 +17,8 @@ pub(crate) const STANDBY_PREFIX: &str = "dyad_";
 pub struct Peer {
     /// Its name in the site file.
     pub name: String,
-    /// Where its PostgreSQL answers.
-    pub address: IpAddr,
+    /// Where its PostgreSQL answers, the preferred way first; one at least.
+    pub addresses: Vec<IpAddr>,
     /// Port there.
     pub port: u16,
 }
@@ -105,9 +105,14 @@ impl Stance {
     pub(crate) fn access(&self) -> String {
         let mut out = String::new();
         if let Some(Pair { peer, .. }) = &self.pair {
-            let prefix = if peer.address.is_ipv4() { 32 } else { 128 };
-            for (database, role) in [("replication", REPLICATION), ("postgres", REWIND)] {
-                out += &format!("hostssl {database} {role} {}/{prefix} scram-sha-256\n", peer.address);
+            // In an order of their own: which way is taken changes nothing about who may come.
+            let mut addresses = peer.addresses.clone();
+            addresses.sort_unstable();
+            for address in addresses {
+                let prefix = if address.is_ipv4() { 32 } else { 128 };
+                for (database, role) in [("replication", REPLICATION), ("postgres", REWIND)] {
+                    out += &format!("hostssl {database} {role} {address}/{prefix} scram-sha-256\n");
+                }
             }
             out += &format!(
                 "local all {REPLICATION},{REWIND} reject\nhost all {REPLICATION},{REWIND} all reject\n"
@@ -135,15 +140,16 @@ pub(crate) const AUTHORITY: &str = "authority.crt";
 /// Passwords for the peer's server.
 pub(crate) const PASSWORDS: &str = "peer.pgpass";
 
-/// How to reach the peer's server: TLS with a certificate of the cluster's own authority, which signs for its two nodes alone, the
+/// How to reach the peer's server, by whichever way answers first in their order: TLS with a certificate of the cluster's own authority, which signs for its two nodes alone, the
 /// password from its file, and a dead connection noticed in seconds.
 pub(crate) fn conninfo(paths: &Paths, peer: &Peer, role: &str, application: &str) -> String {
     let file = |name: &str| value(&paths.pg_config().join(name));
+    let hosts: Vec<_> = peer.addresses.iter().map(IpAddr::to_string).collect();
     format!(
         "host={} port={} user={role} dbname=postgres application_name={application} passfile={} sslmode=verify-ca \
          sslrootcert={} channel_binding=require gssencmode=disable connect_timeout=2 \
          keepalives_idle=1 keepalives_interval=1 keepalives_count=3 tcp_user_timeout=3000",
-        peer.address,
+        hosts.join(","),
         peer.port,
         file(PASSWORDS),
         file(AUTHORITY),
@@ -169,10 +175,14 @@ mod tests {
 
     #[test]
     fn a_connection_string_has_no_password_and_takes_one_authority() {
-        let peer = Peer { name: "b".into(), address: [192, 0, 2, 2].into(), port: 5433 };
+        let peer = Peer {
+            name: "b".into(),
+            addresses: vec![[192, 0, 2, 2].into(), [203, 0, 113, 2].into()],
+            port: 5433,
+        };
         let text = conninfo(&Paths::new(Path::new("/r'oot")), &peer, REPLICATION, "dyad_0000000000000001");
         for part in [
-            "host=192.0.2.2 port=5433 user=dyad_replication ",
+            "host=192.0.2.2,203.0.113.2 port=5433 user=dyad_replication ",
             " passfile='/r\\'oot/",
             // The authority has no other servers, so the name in the certificate adds nothing.
             " sslmode=verify-ca sslrootcert='/r\\'oot/",
@@ -186,7 +196,7 @@ mod tests {
 
     #[test]
     fn a_held_server_admits_replication_and_nobody_else() {
-        let peer = Peer { name: "b".into(), address: [192, 0, 2, 2].into(), port: 5432 };
+        let peer = Peer { name: "b".into(), addresses: vec![[192, 0, 2, 2].into()], port: 5432 };
         let stance = Stance { pair: Some(Pair { own: "a".into(), peer }), admit: false, ..Stance::alone() };
         let text = crate::pg::hba::render(&[], &stance);
         assert_eq!(text, include_str!("../../tests/golden/pg_hba_held.conf"));

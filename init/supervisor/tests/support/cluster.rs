@@ -235,12 +235,13 @@ impl Cluster {
             let member = Membership {
                 cluster: ClusterId(0xc1),
                 name: NAMES[own].into(),
-                listen: SocketAddr::new(Lan::replication(own), supervisor::driver::PORT),
+                listen: SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), supervisor::driver::PORT),
                 peer: Member {
                     name: NAMES[peer].into(),
                     key: keys[peer].0,
-                    address: SocketAddr::new(Lan::replication(peer), supervisor::driver::PORT),
-                    postgresql: SocketAddr::new(Lan::replication(peer), 5432),
+                    addresses: vec![Lan::replication(peer), Lan::address(peer)],
+                    port: supervisor::driver::PORT,
+                    postgresql: 5432,
                 },
                 witness: None,
             };

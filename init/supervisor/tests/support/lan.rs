@@ -138,6 +138,11 @@ impl Machine {
     pub(crate) fn cable(&self, plugged: bool) {
         ip(&format!("link set port{} {}", self.0.at, if plugged { "up" } else { "down" }));
     }
+
+    /// The cable between the two nodes.
+    pub(crate) fn replication_cable(&self, plugged: bool) {
+        ip(&format!("link set repl{} {}", self.0.at, if plugged { "up" } else { "down" }));
+    }
 }
 
 impl Drop for Inner {

@@ -88,8 +88,11 @@ async fn blank() -> (Half, Half) {
     Server::adopt_secrets(&paths[1], &secrets).unwrap();
     let names = ["node-a", "node-b"];
     let server = |own: usize, peer: usize| {
-        let peer =
-            Peer { name: names[peer].into(), address: IpAddr::V4(Ipv4Addr::LOCALHOST), port: ports[peer] };
+        let peer = Peer {
+            name: names[peer].into(),
+            addresses: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
+            port: ports[peer],
+        };
         let (uid, gid) = postgres_ids();
         let pid1 = Pid1::start(paths[own].init_socket());
         let pair = Pair { own: names[own].into(), peer };
