@@ -46,6 +46,8 @@ pub struct Site {
     pub routes: Vec<Route>,
     /// Addresses that follow the writer.
     pub vips: Vec<Vip>,
+    /// Services of the image that clients need beside PostgreSQL.
+    pub client_services: Vec<String>,
     /// PostgreSQL.
     pub postgresql: Postgresql,
     /// Replicated volumes, by name.

@@ -84,7 +84,7 @@ pub fn policy(config: &Config) -> Vec<Rule> {
         ),
     ));
     rules.push(rule(
-        "the primary's client network is down",
+        "the primary's client network, or a service that clients need, is down",
         format!("after {} it is handed over, if the other node's is up", seconds(CLIENTS_LOST_MS)),
     ));
     rules.push(rule(

@@ -7,7 +7,7 @@ mod support;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use dyad_api::control;
+use dyad_api::control::{self, ServiceState};
 use dyad_api::operator::{Call, Code, Protection, TakeOver};
 use support::cluster::{Cluster, VIPS, story};
 use support::lan::{Lan, Watch};
@@ -113,6 +113,29 @@ fn a_holder_whose_clients_are_cut_off_hands_over() {
         cluster.lan.machine(holder).cable(true);
         assert_eq!(cluster.wait_for(Protection::Protected), other, "nothing moves back");
 
+        // A service that clients need fails for good: the same. Where it is down on both, nothing is gained by moving.
+        let writer = cluster.writer(other, 1_000_000);
+        cluster.wait("more acknowledged writes", || (writer.count() >= 20).then_some(()));
+        cluster.nodes[other].init.other("app", ServiceState::Failed);
+        cluster.wait_vips(holder);
+        assert_eq!(cluster.wait_for(Protection::Protected), holder);
+        let acknowledged = writer.end();
+        let there = ids(cluster, holder);
+        assert!(acknowledged.iter().all(|id| there.contains(id)));
+        cluster.nodes[holder].init.other("app", ServiceState::Failed);
+        let writer = cluster.writer(holder, 2_000_000);
+        // Three times what a move waits for.
+        std::thread::sleep(Duration::from_secs(6));
+        let before = writer.count();
+        cluster.wait("writes where they were", || (writer.count() > before + 20).then_some(()));
+        writer.end();
+        for node in &cluster.nodes {
+            node.init.other("app", ServiceState::Ready);
+        }
+        assert_eq!(cluster.wait_for(Protection::Protected), holder);
+        let (holder, other) = (other, holder);
+        let there = ids(cluster, other);
+
         // Somebody promotes the standby behind the cluster's back: it is stopped, rewound and follows again.
         let standby = cluster.nodes[holder].init.postmaster();
         assert_eq!(cluster.sql(holder, "select pg_promote()").as_deref(), Ok("t"));
@@ -180,6 +203,43 @@ fn a_lost_replication_network_costs_no_protection_while_the_clients_network_work
         let all = ids(cluster, holder);
         assert!(acknowledged.iter().all(|id| all.contains(id)));
         cluster.wait("the same on both", || (ids(cluster, other) == all).then_some(()));
+        cluster.replay();
+    });
+}
+
+#[test]
+fn a_changed_site_file_reaches_the_standby_before_the_primary_hands_over() {
+    let name = "a_changed_site_file_reaches_the_standby_before_the_primary_hands_over";
+    story(name, "wan", |cluster| {
+        cluster.start();
+        let holder = cluster.wait_for(Protection::Protected);
+        let other = 1 - holder;
+        assert!(cluster.sql(holder, "create table ledger (id bigint primary key)").is_ok());
+        let writer = cluster.writer(holder, 0);
+        let servers = cluster.nodes.each_ref().map(|node| node.init.postmaster());
+        for node in &mut cluster.nodes {
+            let file = node.path("efi/dyad/site.toml");
+            let text = std::fs::read_to_string(&file).unwrap();
+            let changed = text.replace("shared_buffers = \"32MiB\"", "shared_buffers = \"48MiB\"");
+            assert_ne!(changed, text);
+            std::fs::write(&file, changed).unwrap();
+            node.kill();
+            node.start();
+        }
+        let has = |at: usize| cluster.sql(at, "show shared_buffers").ok().filter(|size| size == "48MB");
+        cluster.wait("the setting on the standby", || has(other));
+        assert_ne!(cluster.nodes[other].init.postmaster(), servers[other]);
+        assert_eq!(cluster.nodes[holder].init.postmaster(), servers[holder], "the primary still serves");
+        cluster.wait("the setting on both", || has(holder));
+        assert_eq!(cluster.wait_for(Protection::Protected), other, "by a planned move");
+        let acknowledged = writer.end();
+        let all = ids(cluster, other);
+        assert!(acknowledged.iter().all(|id| all.contains(id)));
+        // It has moved once, and stays.
+        let served = cluster.nodes[other].init.postmaster();
+        std::thread::sleep(Duration::from_secs(10));
+        assert_eq!(cluster.wait_for(Protection::Protected), other);
+        assert_eq!(cluster.nodes[other].init.postmaster(), served);
         cluster.replay();
     });
 }

@@ -239,11 +239,12 @@ fn what_is_shown(cluster: &Cluster, holder: usize) {
                 .map(|row| row.verdict)
                 .collect()
         };
-        let names = ["protection", "database", "replication", "witness", "addresses", "links", "fencing"];
+        let names =
+            ["protection", "database", "replication", "witness", "addresses", "ways", "links", "fencing"];
         for name in names.into_iter().chain(["services", "storage", "image"]) {
             assert_eq!(of(name), [Verdict::Ok], "{name} of {}: {rows:?}", NAMES[at]);
         }
-        assert_eq!(of("way to the other node"), [Verdict::Ok; 3], "{rows:?}");
+        assert_eq!(of("way to the other node"), [Verdict::Ok; 6], "{rows:?}");
     }
     certificates(cluster, holder);
     // Path; holder, standby.

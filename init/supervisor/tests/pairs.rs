@@ -10,7 +10,7 @@ use std::process::Command;
 use rustix::process::{Signal, kill_process};
 use supervisor::pg::health::Probes;
 use supervisor::pg::{PgError, Relation};
-use support::pair::{known, protect, protected, story, until};
+use support::pair::{Half, known, protect, protected, story, until};
 
 #[test]
 fn a_killed_primary_is_replaced_and_comes_back_by_rewind() {
@@ -243,5 +243,41 @@ fn what_is_stopped_or_changed_by_hand_is_noticed() {
         protect(&a, &b).await;
         let room = a.server.room().unwrap();
         assert!(room.full_percent <= 100);
+    });
+}
+
+#[test]
+fn a_standby_keeps_up_with_the_settings_of_its_primary() {
+    story("a_standby_keeps_up_with_the_settings_of_its_primary", async |mut a, mut b| {
+        protected(&a, &b).await;
+        let has = |half: &Half, wanted: &str| assert_eq!(half.sql("show max_connections"), wanted);
+        // Less than its primary has: it would not even start.
+        b.server.kill().await.unwrap();
+        b.with("max_connections", "20").await;
+        b.server.follow().await.unwrap();
+        has(&b, "30");
+        assert!(!known!(b.server.must_restart()));
+        protect(&a, &b).await;
+
+        // The primary has more after a restart: the standby receives, and replays nothing until it has as much.
+        a.crash().await;
+        a.with("max_connections", "40").await;
+        a.server.serve(false).await.unwrap();
+        assert!(!known!(a.server.must_restart()));
+        until(&b, "the pause of its replay", async || known!(b.server.must_restart()).then_some(())).await;
+        b.server.kill().await.unwrap();
+        b.server.follow().await.unwrap();
+        has(&b, "40");
+        protect(&a, &b).await;
+        a.sql("insert into ledger values (1)");
+
+        // As primary it goes on with what it has, and with what it is told from its own next start on.
+        a.crash().await;
+        b.server.promote().await.unwrap();
+        has(&b, "40");
+        assert_eq!(b.sql("select count(*) from ledger"), "1");
+        b.crash().await;
+        b.server.serve(false).await.unwrap();
+        has(&b, "20");
     });
 }

@@ -74,6 +74,7 @@ pub(super) fn site(source: &Arc<Source>, raw: RawSite) -> Result<Site, Diagnosti
         bridges: network.bridges,
         routes: network.routes,
         vips: network.vips,
+        client_services: raw.client_services.iter().map(|name| name.value.to_string()).collect(),
         postgresql,
         volumes,
         vms,

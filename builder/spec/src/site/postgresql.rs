@@ -8,7 +8,7 @@ use crate::scalar::Text;
 use crate::scalar::{ByteSize, SqlName};
 
 /// Settings that the appliance decides: durability and replication rest on them, or paths and ports do.
-const MANAGED: [&str; 47] = [
+const MANAGED: [&str; 48] = [
     "archive_cleanup_command",
     "cluster_name",
     "config_file",
@@ -54,6 +54,7 @@ const MANAGED: [&str; 47] = [
     "wal_level",
     "wal_log_hints",
     "wal_receiver_timeout",
+    "wal_retrieve_retry_interval",
     "wal_sender_timeout",
     "zero_damaged_pages",
 ];

@@ -44,6 +44,9 @@ table! {
         routes: Vec<RawRoute>,
         /// Addresses that follow the writer.
         vips: Entries<Name, RawVip>,
+        /// Services of the image that clients need beside PostgreSQL: where one of them is down and the other node's are not,
+        /// the database moves there.
+        client_services: Vec<At<Name>>,
         /// PostgreSQL.
         postgresql: RawPostgresql = RawPostgresql::default(),
         /// Replicated volumes.

@@ -1,16 +1,19 @@
-//! Whether clients can reach this node: the carrier of the links with virtual addresses, then a sign of life of a gateway
-//! behind them. The core moves the database only when this node's clients are lost and the other's are not.
+//! Whether clients can be served here: the carrier of the links with virtual addresses, then a sign of life of a gateway
+//! behind them, and the services that the site file names. The core moves the database only when this node's clients are lost
+//! and the other's are not.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use dyad_api::control::ServiceState;
 use dyad_net::{NetError, Netlink, Port};
 use dyad_spec::site::{Node, Site};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::vips::Vips;
+use crate::pid1::{Pid1, View};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(500);
@@ -30,8 +33,14 @@ struct Side {
     up: Option<bool>,
 }
 
-/// What is looked at, made from the site file. Empty without virtual addresses: nothing is known of clients then.
-pub(crate) struct Clients(Vec<Side>);
+/// What is looked at, made from the site file. With neither virtual addresses nor services nothing is known of clients.
+pub(crate) struct Clients {
+    sides: Vec<Side>,
+    /// Names of services that clients need.
+    services: Vec<String>,
+    /// Of those the ones that were down at the last look.
+    down: Vec<String>,
+}
 
 impl Clients {
     pub(crate) fn of(site: &Site, node: &Node) -> Self {
@@ -50,17 +59,25 @@ impl Clients {
                 up: None,
             }
         };
-        Self(interfaces.into_iter().map(side).collect())
+        let sides = interfaces.into_iter().map(side).collect();
+        Self { sides, services: site.client_services.clone(), down: Vec::new() }
     }
 
     /// Looks for ever; tells whether any side is up, and has addresses announced again where one has come back.
-    pub(crate) async fn watch(mut self, sysfs: PathBuf, vips: Vips, up: watch::Sender<Option<bool>>) {
+    pub(crate) async fn watch(
+        mut self,
+        sysfs: PathBuf,
+        pid1: Pid1,
+        vips: Vips,
+        up: watch::Sender<Option<bool>>,
+    ) {
+        let view = pid1.view();
         let netlink = match Netlink::open(&sysfs) {
             Ok(netlink) => netlink,
             Err(error) => return tracing::error!(%error, "watch the clients' network"),
         };
-        while !self.0.is_empty() {
-            for side in &mut self.0 {
+        while !(self.sides.is_empty() && self.services.is_empty()) {
+            for side in &mut self.sides {
                 match side.look(&netlink).await {
                     Ok(now) => {
                         if side.up != Some(now) {
@@ -74,12 +91,45 @@ impl Clients {
                     Err(error) => tracing::warn!(%error, "look at the clients' network"),
                 }
             }
-            let any = self.0.iter().any(|side| side.up == Some(true));
-            let known = self.0.iter().all(|side| side.up.is_some());
-            let now = if any { Some(true) } else { known.then_some(false) };
+            let reached = self.reached();
+            // Without PID 1 nothing is known of services; one that nobody names cannot be down.
+            let served = self.served(&view.borrow());
+            let now = match (reached, served) {
+                (Some(false), _) | (_, Some(false)) => Some(false),
+                (Some(true), Some(true)) => Some(true),
+                (None, _) | (_, None) => None,
+            };
             up.send_if_modified(|told| std::mem::replace(told, now) != now);
             sleep(LOOK).await;
         }
+    }
+}
+
+impl Clients {
+    /// Whether any side is up; without any there is nothing that could be lost.
+    fn reached(&self) -> Option<bool> {
+        let any = self.sides.is_empty() || self.sides.iter().any(|side| side.up == Some(true));
+        let known = self.sides.iter().all(|side| side.up.is_some());
+        if any { Some(true) } else { known.then_some(false) }
+    }
+
+    /// Whether every service that clients need is there; names in the log what begins or ceases to be down.
+    fn served(&mut self, view: &View) -> Option<bool> {
+        if self.services.is_empty() {
+            return Some(true);
+        }
+        if !view.connected {
+            return None;
+        }
+        let runs = |name: &str| {
+            view.service(name).is_some_and(|it| matches!(it.state, ServiceState::Ready | ServiceState::Done))
+        };
+        let down: Vec<String> = self.services.iter().filter(|name| !runs(name)).cloned().collect();
+        if down != self.down {
+            tracing::info!(?down, "services that clients need");
+            self.down = down;
+        }
+        Some(self.down.is_empty())
     }
 }
 

@@ -4,9 +4,11 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use dyad_cluster::event::{Command, Event};
 use dyad_cluster::phase::Phase;
-use tokio::sync::watch;
-use tokio::time::sleep;
+use dyad_cluster::report::Protection;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep};
 
 use super::postgres::Postgres;
 use super::run::View;
@@ -17,12 +19,22 @@ const LOOK: Duration = Duration::from_secs(5);
 /// So many looks between two moves of the slot that a standby keeps for its peer.
 const SLOT_LOOKS: u32 = 12;
 
+/// A primary whose settings wait for a restart hands over once it has been protected for this long: its standby, which was told
+/// the same at about the same time, has them by then.
+const STANDBY_FIRST: Duration = Duration::from_secs(20);
+
 /// Looks for ever.
-pub(crate) async fn keep(pg: Rc<Postgres>, seen: watch::Receiver<View>, state: watch::Sender<PgState>) {
+pub(crate) async fn keep(
+    pg: Rc<Postgres>,
+    seen: watch::Receiver<View>,
+    state: watch::Sender<PgState>,
+    events: mpsc::Sender<Event>,
+) {
     let mut looks = 0_u32;
+    let mut restart = Restart::default();
     loop {
         sleep(LOOK).await;
-        let phase = seen.borrow().phase;
+        let View { phase, protection, .. } = seen.borrow().clone();
         if !pg.server.runs() || !(phase.admits() || phase == Phase::Following) {
             continue;
         }
@@ -39,11 +51,54 @@ pub(crate) async fn keep(pg: Rc<Postgres>, seen: watch::Receiver<View>, state: w
             // A server that hangs or ends is others' business.
             Err(error) => tracing::info!(%error, "look for drift"),
         }
+        restart.look(&pg, phase, protection, &events).await;
         looks = looks.wrapping_add(1);
         if phase == Phase::Following && looks % SLOT_LOOKS == 0 {
             if let Err(error) = pg.server.advance_slot().await {
                 tracing::info!(%error, "move the slot on");
             }
+        }
+    }
+}
+
+/// What is done about settings that wait for a restart.
+#[derive(Default)]
+struct Restart {
+    /// Since when a protected primary has any.
+    since: Option<Instant>,
+    /// It has handed over for that; once, whatever comes of it.
+    asked: bool,
+}
+
+impl Restart {
+    async fn look(
+        &mut self,
+        pg: &Postgres,
+        phase: Phase,
+        protection: Protection,
+        events: &mpsc::Sender<Event>,
+    ) {
+        let full = phase == Phase::Sync && protection == Protection::Full && !self.asked;
+        let follows = phase == Phase::Following && !pg.busy();
+        if !(full || follows) || !pg.server.must_restart().await.is_ok_and(|must| must) {
+            self.since = None;
+            return;
+        }
+        if follows {
+            tracing::warn!("settings wait for a restart of this standby: it is started anew");
+            // The end is told by whoever watches for ends.
+            if let Err(error) = pg.server.kill().await {
+                tracing::warn!(%error, "stop the standby");
+            }
+            return;
+        }
+        if self.since.get_or_insert_with(Instant::now).elapsed() >= STANDBY_FIRST {
+            self.asked = true;
+            tracing::warn!(
+                "settings wait for a restart of this primary: it hands over, and gets them as standby"
+            );
+            // The loop ends only with the supervisor.
+            let _ = events.send(Event::Command(Command::SwitchOver(pg.resource))).await;
         }
     }
 }

@@ -304,13 +304,13 @@ impl Driver {
         let (works, ways) = watch::channel(Vec::new());
         if let Some(node) = self.site.nodes.iter().find(|node| node.name == self.membership.name) {
             let sysfs = self.paths.at("/sys");
-            spawn_local(Clients::of(&self.site, node).watch(sysfs.clone(), vips, up));
+            spawn_local(Clients::of(&self.site, node).watch(sysfs.clone(), self.pid1.clone(), vips, up));
             let ways = Ways::of(node, &self.membership.peer.addresses);
             spawn_local(ways.watch(sysfs, Rc::clone(postgres), works));
         }
         spawn_local(observe::ends(Rc::clone(postgres), events.clone()));
         spawn_local(observe::links(Rc::clone(postgres), events.clone(), replication));
-        spawn_local(keep::keep(Rc::clone(postgres), seen.clone(), self.state.clone()));
+        spawn_local(keep::keep(Rc::clone(postgres), seen.clone(), self.state.clone(), events.clone()));
         let profile = self.site.profile;
         spawn_local(observe::health(Rc::clone(postgres), profile, seen.clone(), events.clone()));
         spawn_local(observe::condition(Rc::clone(postgres), clients, events.clone()));

@@ -28,7 +28,9 @@ pub(crate) fn cause(cause: Cause) -> &'static str {
         Cause::Frozen => "automatic moves are frozen",
         Cause::CrashLoop => "PostgreSQL ended three times within five minutes and waits for an operator",
         Cause::Split => "the two nodes have two histories; an operator names the side that goes on",
-        Cause::ClientNetwork => "every client port of this node is down",
+        Cause::ClientNetwork => {
+            "clients cannot be served here: their network, or a service that they need, is down"
+        }
         Cause::NearlyFull => "the volume is nearly full: new writers are refused",
         Cause::Drained => "this node is drained: it takes nothing over",
         Cause::Unmarked => "the standby has not said lately that it may take over",

@@ -16,7 +16,7 @@ use crate::paths::Paths;
 use crate::pg::certificate::{self, CertificateError};
 use crate::pg::cluster::{ClusterError, Tools, is_cluster};
 use crate::pg::config::Config;
-use crate::pg::control::{self, ControlData, ControlError};
+use crate::pg::control::{self, ControlData, ControlError, Least};
 use crate::pg::history::HistoryError;
 use crate::pg::lsn::NoLsn;
 use crate::pg::session::{Address, Session, SqlError};
@@ -363,9 +363,26 @@ impl Server {
         let hba = files::read_plain(&self.paths.pg_config().join("pg_hba.conf"))?.unwrap_or_default();
         let receive = if receives { Some(stance::standby(self.generation()?)) } else { None };
         let admit = !hba.contains(stance::HELD);
+        let least = self.least().await?;
         let mut stance = self.stance.borrow_mut();
-        *stance = Stance { receive, admit, read_only, ..stance.clone() };
+        *stance = Stance { receive, admit, read_only, least, ..stance.clone() };
         Ok(if standby && !receives { None } else { Some(standby) })
+    }
+
+    /// What data that is recovered as a standby's asks of the settings; nothing of a primary's own.
+    async fn least(&self) -> Result<Option<Least>, PgError> {
+        if !self.paths.pg_main().join("standby.signal").exists() {
+            return Ok(None);
+        }
+        Ok(self.control_data().await?.map(|data| data.least))
+    }
+
+    /// Whether settings wait for a restart: those of a site file that has changed, or of a standby those of a primary that
+    /// has more than it, which stops its replay and would stop its promotion.
+    pub async fn must_restart(&self) -> Result<bool, PgError> {
+        let query = "select case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_is_wal_replay_paused() else false end \
+                     or exists (select from pg_catalog.pg_settings where pending_restart)";
+        Ok(self.connect().await?.value(SQL, query).await?.as_deref() == Some("t"))
     }
 
     /// Whether it was told to receive from the peer.
@@ -387,6 +404,8 @@ impl Server {
     /// Starts it and waits until it lets the supervisor in.
     pub(crate) async fn start(&self) -> Result<Session, PgError> {
         self.needs_stopped()?;
+        let least = self.least().await?;
+        self.declare(|stance| stance.least = least)?;
         let key = |view: &crate::pid1::View| {
             view.service(SERVICE).map(|service| (service.state, service.since_ms, service.restarts))
         };

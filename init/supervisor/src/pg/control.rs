@@ -20,7 +20,21 @@ pub(crate) struct ControlData {
     pub(crate) recovered: Lsn,
     /// Highest timeline that it has reached.
     pub(crate) timeline: u32,
+    /// What the primary that wrote it ran with: a standby that has less neither starts nor goes on.
+    pub(crate) least: Least,
 }
+
+/// Settings of which a standby needs as much as its primary has, and what PostgreSQL has unless told otherwise.
+pub(crate) const LEAST: [(&str, u64); 5] = [
+    ("max_connections", 100),
+    ("max_locks_per_transaction", 64),
+    ("max_prepared_transactions", 0),
+    ("max_wal_senders", 10),
+    ("max_worker_processes", 8),
+];
+
+/// Values of [`LEAST`], in its order.
+pub(crate) type Least = [u64; 5];
 
 /// A line that is missing or says something else.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -57,6 +71,13 @@ pub(crate) fn parse(text: &str) -> Result<ControlData, ControlError> {
         redo: position("Latest checkpoint's REDO location")?,
         recovered: position("Minimum recovery ending location")?,
         timeline: timeline.ok_or_else(|| wrong("Latest checkpoint's TimeLineID", "a timeline"))?,
+        least: [
+            number("max_connections setting")?,
+            number("max_locks_per_xact setting")?,
+            number("max_prepared_xacts setting")?,
+            number("max_wal_senders setting")?,
+            number("max_worker_processes setting")?,
+        ],
     })
 }
 
@@ -72,6 +93,11 @@ mod tests {
          Latest checkpoint's TimeLineID:       2\n\
          Minimum recovery ending location:     0/0\n\
          Min recovery ending loc's timeline:   0\n\
+         max_connections setting:              30\n\
+         max_worker_processes setting:         8\n\
+         max_wal_senders setting:              10\n\
+         max_prepared_xacts setting:           2\n\
+         max_locks_per_xact setting:           64\n\
          Bytes per WAL segment:                16777216\n";
 
     #[test]
@@ -79,6 +105,7 @@ mod tests {
         let data = parse(TEXT).unwrap();
         assert_eq!((data.system, data.timeline, data.clean), (7_575_757_575_757_575_757, 2, true));
         assert_eq!(data.redo.to_string(), "0/3000028");
+        assert_eq!(data.least, [30, 64, 2, 10, 8]);
         let promoted = parse(&TEXT.replace("timeline:   0", "timeline:   3")).unwrap();
         assert_eq!(promoted.timeline, 3, "promoted, and no checkpoint since");
         let error = parse(&TEXT.replace("16777216", "1048576")).unwrap_err().to_string();

@@ -6,6 +6,7 @@ use std::path::Path;
 use dyad_spec::site::Postgresql;
 
 use crate::paths::Paths;
+use crate::pg::control::LEAST;
 use crate::pg::stance::Stance;
 
 const MIB: u64 = 1024 * 1024;
@@ -42,6 +43,13 @@ impl Settings {
         all.extend(site.settings.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())));
         all.extend(fixed(paths, site.port));
         all.extend(stance.settings(paths));
+        for ((name, default), least) in LEAST.into_iter().zip(stance.least.into_iter().flatten()) {
+            // What is no number is PostgreSQL's to refuse.
+            let declared = all.get(name).map_or(Ok(default), |text| text.parse());
+            if declared.is_ok_and(|declared| declared < least) {
+                all.insert(name.to_owned(), least.to_string());
+            }
+        }
         Self(all)
     }
 
@@ -193,6 +201,22 @@ mod tests {
     #[test]
     fn the_site_changes_defaults() {
         assert!(declared(&[("max_connections", "300")]).render().contains("\nmax_connections = '300'\n"));
+    }
+
+    #[test]
+    fn a_standby_has_no_less_than_its_primary_had() {
+        let stance = Stance { least: Some([30, 64, 2, 10, 16]), ..Stance::alone() };
+        let declared = |settings| {
+            Settings::declared(MACHINE, &Paths::new(Path::new("/")), &site(settings), &stance).render()
+        };
+        let text = declared(&[("max_connections", "20"), ("max_locks_per_transaction", "128")]);
+        for wanted in
+            ["connections = '30'", "locks_per_transaction = '128'", "transactions = '2'", "processes = '16'"]
+        {
+            assert!(text.contains(&format!("{wanted}\n")), "{wanted} in {text}");
+        }
+        assert!(declared(&[]).contains("\nmax_connections = '100'\n"));
+        assert!(declared(&[("max_connections", "many")]).contains("\nmax_connections = 'many'\n"));
     }
 
     #[test]

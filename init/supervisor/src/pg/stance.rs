@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use crate::paths::Paths;
+use crate::pg::control::Least;
 
 /// Role that the standby's receiver and base backups log in as.
 pub(crate) const REPLICATION: &str = "dyad_replication";
@@ -67,12 +68,14 @@ pub(crate) struct Stance {
     pub(crate) read_only: bool,
     /// As standby: name under which it receives from the peer.
     pub(crate) receive: Option<String>,
+    /// Of data that a primary elsewhere wrote: what that one ran with.
+    pub(crate) least: Option<Least>,
 }
 
 impl Stance {
     /// One node, serving.
     pub(crate) fn alone() -> Self {
-        Self { pair: None, sync: None, admit: true, read_only: false, receive: None }
+        Self { pair: None, sync: None, admit: true, read_only: false, receive: None, least: None }
     }
 
     /// Settings that follow.

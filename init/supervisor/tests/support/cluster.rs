@@ -165,6 +165,7 @@ fn site(witness: SocketAddr, operator: &Identity, profile: &str) -> String {
         r#"
 cluster = "test"
 profile = "{profile}"
+client_services = ["app"]
 witness = "{witness}"
 [nodes.node-a.links.lan0]
 mac = "02:00:00:00:00:01"

@@ -50,6 +50,14 @@ struct State {
     fenced: u32,
     /// Phase `data` has not ended yet.
     data_is_away: bool,
+    /// Services beside PostgreSQL, which run as far as anybody can see.
+    others: Vec<ServiceStatus>,
+}
+
+impl State {
+    fn services(&self) -> Answer {
+        Answer::Services(self.service.iter().chain(&self.others).cloned().collect())
+    }
 }
 
 impl TestInit {
@@ -59,6 +67,8 @@ impl TestInit {
         let init = Self(Arc::new(Inner { root: root_of, born, machine, state: Mutex::default() }));
         init.state().service = Some(status(ServiceState::Stopped, 0, 0, None));
         init.state().boots = 7;
+        // What the site files of these tests name.
+        init.other("app", ServiceState::Ready);
         let watching = Arc::downgrade(&init.0);
         thread::spawn(move || {
             while let Some(inner) = watching.upgrade() {
@@ -99,6 +109,16 @@ impl TestInit {
     /// Calls `hook` with every request from now on.
     pub(crate) fn hook(&self, hook: Hook) {
         self.state().hook = Some(hook);
+    }
+
+    /// Another service is in this state from now on.
+    pub(crate) fn other(&self, name: &str, now: ServiceState) {
+        let mut state = self.state();
+        let service = ServiceStatus { name: name.to_owned(), ..status(now, 0, self.now_ms(), None) };
+        state.others.retain(|other| other.name != name);
+        state.others.push(service.clone());
+        let packet = Message::Event(Event::Service(service)).encode().unwrap();
+        state.subscribers.retain(|fd| rustix::net::send(fd, &packet, SendFlags::NOSIGNAL).is_ok());
     }
 
     /// All requests so far.
@@ -243,11 +263,9 @@ impl TestInit {
             Call::Subscribe => {
                 let mut state = self.state();
                 state.subscribers.push(Arc::clone(fd));
-                Ok(Answer::Services(state.service.clone().into_iter().collect()))
+                Ok(state.services())
             }
-            Call::ListServices | Call::Status { .. } => {
-                Ok(Answer::Services(self.state().service.clone().into_iter().collect()))
-            }
+            Call::ListServices | Call::Status { .. } => Ok(self.state().services()),
             Call::Phases => {
                 let away = self.state().data_is_away;
                 let mut phases = ["state", "data", "esp"].map(phase);

@@ -36,6 +36,7 @@ pub(crate) struct Half {
     pub(crate) server: Server,
     pub(crate) node: Node,
     pub(crate) site: Postgresql,
+    anew: Box<dyn Fn(Postgresql) -> Server>,
 }
 
 /// Runs a story on two blank nodes.
@@ -87,24 +88,31 @@ async fn blank() -> (Half, Half) {
     let secrets = Server::secrets(&paths[0], &sites[0]).unwrap();
     Server::adopt_secrets(&paths[1], &secrets).unwrap();
     let names = ["node-a", "node-b"];
-    let server = |own: usize, peer: usize| {
+    let [first, second] = [(0, 1), (1, 0)].map(|(own, peer): (usize, usize)| {
         let peer = Peer {
             name: names[peer].into(),
             addresses: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
             port: ports[peer],
         };
         let (uid, gid) = postgres_ids();
-        let pid1 = Pid1::start(paths[own].init_socket());
-        let pair = Pair { own: names[own].into(), peer };
-        let names = supervisor::pg::certificate::names(None);
-        Server::new(pid1, Rc::clone(&paths[own]), sites[own].clone(), Owner { uid, gid }, pair, names)
-            .unwrap()
+        let paths = Rc::clone(&paths[own]);
+        let anew: Box<dyn Fn(Postgresql) -> Server> = Box::new(move |site| {
+            let pid1 = Pid1::start(paths.init_socket());
+            let pair = Pair { own: names[own].into(), peer: peer.clone() };
+            let names = supervisor::pg::certificate::names(None);
+            Server::new(pid1, Rc::clone(&paths), site, Owner { uid, gid }, pair, names).unwrap()
+        });
+        anew
+    });
+    let half = |anew: Box<dyn Fn(Postgresql) -> Server>, node, site: Postgresql| Half {
+        server: anew(site.clone()),
+        node,
+        site,
+        anew,
     };
-    let (first, second) = (server(0, 1), server(1, 0));
-    let [site_a, site_b] = sites.clone();
+    let [site_a, site_b] = sites;
     let [node_a, node_b] = nodes;
-    let a = Half { server: first, node: node_a, site: site_a };
-    let b = Half { server: second, node: node_b, site: site_b };
+    let (a, b) = (half(first, node_a, site_a), half(second, node_b, site_b));
     for half in [&a, &b] {
         until(half, "PID 1", async || (!half.server.runs()).then_some(())).await;
     }
@@ -170,6 +178,14 @@ impl Half {
     pub(crate) fn process(&self, kind: &str) -> rustix::process::Pid {
         let pid = self.sql(&format!("select pid from pg_stat_activity where backend_type = '{kind}'"));
         rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap()
+    }
+
+    /// Another supervisor, whose site file says something else, of a server that is stopped.
+    pub(crate) async fn with(&mut self, setting: &str, value: &str) {
+        self.site.settings.retain(|(name, _)| name != setting);
+        self.site.settings.push((setting.to_owned(), value.to_owned()));
+        self.server = (self.anew)(self.site.clone());
+        until(self, "PID 1", async || (!self.server.runs()).then_some(())).await;
     }
 
     /// kill -9 of every process at once.
