@@ -4,7 +4,7 @@
 mod check;
 mod credentials;
 pub use check::{CheckRow, PolicyRow, Verdict};
-pub use credentials::{CredentialRow, Credentials};
+pub use credentials::{Certificate, CredentialRow, Credentials, Signed};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -71,6 +71,9 @@ pub enum Call {
     Pair(Code),
     /// Bring both nodes to a witness that was replaced, restored, or passed over by [`Call::TakeOver`]; answered by `{}`.
     Enroll(Code),
+    /// Have both nodes show a certificate of one's own, or that of the cluster's authority again; answered by a list of the names
+    /// and addresses of the site that it is not for.
+    Certificate(Certificate),
     /// Run a program as root: only on images with the overlay `test-agent`; answered by [`ExecResult`].
     Exec(Exec),
 }

@@ -14,8 +14,9 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use dyad_api::client::{CallError, Client};
 use dyad_api::operator::{
-    Call, CheckRow, Code, Credentials, EventRow, Events, FirewallRules, Freeze, LogLine, Logs, NodeName,
-    PolicyRow, ResourceName, SOCKET, ServiceName, ServiceRow, Status, SwitchOver, TakeOver, Verdict,
+    Call, Certificate, CheckRow, Code, Credentials, EventRow, Events, FirewallRules, Freeze, LogLine, Logs,
+    NodeName, PolicyRow, ResourceName, SOCKET, ServiceName, ServiceRow, Signed, Status, SwitchOver, TakeOver,
+    Verdict,
 };
 use serde_json::Value;
 
@@ -79,6 +80,15 @@ enum Command {
         /// The certificate that clients believe, alone: for `sslmode=verify-full sslrootcert=FILE`
         #[arg(long, conflicts_with = "json")]
         authority: bool,
+    },
+    /// Have PostgreSQL of both nodes show a certificate that somebody else signed; without files, again the one that the cluster's
+    /// own authority signs
+    Certificate {
+        /// In PEM: the server's, then those that lead to its issuer
+        #[arg(requires = "private_key")]
+        chain: Option<PathBuf>,
+        /// In PEM, without a passphrase
+        private_key: Option<PathBuf>,
     },
     /// Start a service
     Start {
@@ -250,6 +260,7 @@ fn tell(client: &mut Client<impl Read + Write>, command: Command) -> Result<(), 
             let form = if authority { show::authority } else { show::credentials };
             print(&in_form::<Credentials>(credentials, json, form)?)
         }
+        Command::Certificate { chain, private_key } => certificate(client, chain.zip(private_key)),
         Command::Logs { lines, service } => {
             let lines: Vec<LogLine> = client.call(Call::Logs(Logs { lines, service })).map_err(text)?;
             print(&show::logs(&lines))
@@ -294,6 +305,28 @@ fn tell(client: &mut Client<impl Read + Write>, command: Command) -> Result<(), 
         Command::Poweroff => order(client, Call::PowerOff),
         Command::Reboot => order(client, Call::Reboot),
     }
+}
+
+fn certificate(
+    client: &mut Client<impl Read + Write>,
+    files: Option<(PathBuf, PathBuf)>,
+) -> Result<(), String> {
+    let read = |file: &PathBuf| {
+        std::fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))
+    };
+    let own = match &files {
+        Some((chain, key)) => Some(Signed { certificate: read(chain)?, key: read(key)? }),
+        None => None,
+    };
+    let call = Call::Certificate(Certificate { own });
+    let missing: Vec<String> = client.call(call).map_err(|error| error.to_string())?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    print(&format!(
+        "The certificate is not for {}: clients that connect by these and check names will refuse it\n",
+        missing.join(", ")
+    ))
 }
 
 fn order(client: &mut Client<impl Read + Write>, call: Call) -> Result<(), String> {

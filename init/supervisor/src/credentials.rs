@@ -11,7 +11,7 @@ use crate::files::{self, Access, FileError};
 use crate::pg::certificate::{self, CertificateError, Signed};
 
 /// Version of the file.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// Why there are no passwords.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +54,7 @@ struct Stored {
     version: u32,
     roles: BTreeMap<String, Credential>,
     authority: Signed,
+    own: Option<Signed>,
 }
 
 /// All that was made.
@@ -63,6 +64,8 @@ pub(crate) struct Secrets {
     pub(crate) roles: BTreeMap<String, Credential>,
     /// Of the cluster.
     pub(crate) authority: Signed,
+    /// What PostgreSQL shows instead of what the authority signs.
+    pub(crate) own: Option<Signed>,
 }
 
 /// The secrets, with passwords of these roles; what is missing is made and is durable before this returns. Passwords of roles
@@ -75,7 +78,7 @@ pub(crate) fn ensure<'a>(
     let mut made = known.is_none();
     let mut secrets = match known {
         Some(known) => known,
-        None => Secrets { roles: BTreeMap::new(), authority: certificate::authority()? },
+        None => Secrets { roles: BTreeMap::new(), authority: certificate::authority()?, own: None },
     };
     for role in roles {
         if !secrets.roles.contains_key(role) {
@@ -84,14 +87,23 @@ pub(crate) fn ensure<'a>(
         }
     }
     if made {
-        let Secrets { roles, authority } = secrets.clone();
-        let stored = Stored { version: VERSION, roles, authority };
-        let text = serde_json::to_vec_pretty(&stored).expect("strings can be written as JSON");
-        let dir = path.parent().expect("the credentials file is in a directory");
-        files::ensure_dir(dir, Access::own(0o700))?;
-        files::write(path, &text, Access::own(0o600))?;
+        store(path, secrets.clone())?;
     }
     Ok(secrets)
+}
+
+/// From now on PostgreSQL shows this certificate, or again the one that the authority signs.
+pub(crate) fn set_own(path: &Path, own: Option<Signed>) -> Result<(), CredentialsError> {
+    let secrets = ensure(path, std::iter::empty())?;
+    if secrets.own == own { Ok(()) } else { store(path, Secrets { own, ..secrets }) }
+}
+
+fn store(path: &Path, Secrets { roles, authority, own }: Secrets) -> Result<(), CredentialsError> {
+    let stored = Stored { version: VERSION, roles, authority, own };
+    let text = serde_json::to_vec_pretty(&stored).expect("strings can be written as JSON");
+    let dir = path.parent().expect("the credentials file is in a directory");
+    files::ensure_dir(dir, Access::own(0o700))?;
+    Ok(files::write(path, &text, Access::own(0o600))?)
 }
 
 /// What was made so far.
@@ -104,7 +116,7 @@ pub(crate) fn load(path: &Path) -> Result<Option<Secrets>, CredentialsError> {
     if stored.version != VERSION {
         return Err(damaged(format!("version {}, this program reads {VERSION}", stored.version)));
     }
-    Ok(Some(Secrets { roles: stored.roles, authority: stored.authority }))
+    Ok(Some(Secrets { roles: stored.roles, authority: stored.authority, own: stored.own }))
 }
 
 /// Takes over the secrets that the other node of a pair made: its data holds the passwords' verifiers.
@@ -148,6 +160,12 @@ mod tests {
         assert!(first["app"].verifier.starts_with("SCRAM-SHA-256$4096:"));
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
         assert_eq!(std::fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o7777, 0o700);
+        assert!(load(&path).unwrap() == Some(second.clone()));
+        let own = Signed { key: "k".into(), certificate: "c".into() };
+        set_own(&path, Some(own.clone())).unwrap();
+        let third = ensure(&path, std::iter::empty()).unwrap();
+        assert!(third == Secrets { own: Some(own), ..second.clone() });
+        set_own(&path, None).unwrap();
         assert!(load(&path).unwrap() == Some(second));
     }
 
@@ -155,7 +173,7 @@ mod tests {
     fn a_damaged_file_is_refused_without_showing_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("credentials");
-        std::fs::write(&path, "{\"version\":2,\"roles\":{\"app\":{\"password\":\"sesame\",\"verifier\":7}}}")
+        std::fs::write(&path, "{\"version\":3,\"roles\":{\"app\":{\"password\":\"sesame\",\"verifier\":7}}}")
             .unwrap();
         let error = ensure(&path, ["app"].into_iter()).err().unwrap().to_string();
         assert!(error.contains("damaged (line 1 column") && !error.contains("sesame"), "{error}");

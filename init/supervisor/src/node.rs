@@ -135,7 +135,9 @@ impl Ground {
         };
         tracing::info!(node = %identity.name, site = %identity.site, "this machine is known");
         let pairing = site.site().filter(|site| site.nodes.len() > 1).map(|site| site.pairing);
-        self.context.declared.replace(Declared { identity, postgresql: site.postgresql(), pairing });
+        let reached = site.site().map(certificate::reached).unwrap_or_default();
+        let postgresql = site.postgresql();
+        self.context.declared.replace(Declared { identity, postgresql, pairing, reached });
         if self.paths.is_machine()
             && let Err(error) = names.apply(&self.paths.at("/run/dyad/etc"))
         {

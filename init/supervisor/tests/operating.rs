@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use dyad_api::client::CallError;
 use dyad_api::operator::{
-    Call, CheckRow, Credentials, EventRow, Events, FailureKind, FirewallRules, Freeze, NodeName, PolicyRow,
-    Protection, ResourceName, ServiceName, Status, SwitchOver, TakeOver, Verdict,
+    Call, Certificate, CheckRow, Credentials, EventRow, Events, FailureKind, FirewallRules, Freeze, NodeName,
+    PolicyRow, Protection, ResourceName, ServiceName, Signed, Status, SwitchOver, TakeOver, Verdict,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde::de::DeserializeOwned;
@@ -203,6 +203,49 @@ fn certificates(cluster: &Cluster, holder: usize) {
     assert!(error.contains("does not match host name"), "{error}");
 }
 
+/// A certificate that somebody else signed, shown by both nodes, and the authority's again.
+fn certificate_of_ones_own(cluster: &Cluster, at: usize) {
+    let ssl = "select version from pg_stat_ssl where pid = pg_backend_pid()";
+    let node = &cluster.nodes[at];
+    let order = |own| node.client().call::<Vec<String>>(Call::Certificate(Certificate { own }));
+    let make = |names: &[&str]| {
+        let made = rcgen::generate_simple_self_signed(
+            names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(),
+        );
+        let made = made.unwrap();
+        Signed { certificate: made.cert.pem(), key: made.signing_key.serialize_pem() }
+    };
+    let four = VIPS[0].to_string();
+    let (ours, other) = (make(&["db.example", &four]), make(&["db.example"]));
+    let apart = Signed { key: other.key, ..ours.clone() };
+    let refused = order(Some(apart)).unwrap_err().to_string();
+    assert!(refused.contains("not the one of the first certificate"), "{refused}");
+    assert_eq!(order(Some(ours.clone())).unwrap(), [VIPS[1].to_string()], "what it is not for is named");
+    let authority = cluster.authority();
+    let login = |believed: &str, host: &str, at: usize| {
+        cluster.believing(believed, &format!("host={host} hostaddr={}", Lan::address(at)), ssl)
+    };
+    let shown = |believed: &str, host: &str| {
+        for at in [0, 1] {
+            cluster.wait("the certificate on both nodes", || login(believed, host, at).ok());
+        }
+    };
+    shown(&ours.certificate, "db.example");
+    let error = login(&authority, NAMES[0], 0).unwrap_err();
+    assert!(error.contains("certificate verify failed"), "{error}");
+    let credentials: Credentials = ask(cluster, at, Call::Credentials);
+    assert_eq!(credentials.authority, "", "nobody is told to believe what is not shown");
+    // The other node goes on receiving, also with a new connection.
+    for node in &cluster.nodes {
+        let log = node.log();
+        assert!(!log.contains("BEGIN PRIVATE") && !log.contains(ours.key.lines().nth(1).unwrap()), "{log}");
+    }
+    cluster.sql(at, "select pg_terminate_backend(pid) from pg_stat_replication").unwrap();
+    cluster.wait_for(Protection::Protected);
+    assert_eq!(order(None).unwrap(), Vec::<String>::new());
+    shown(&authority, NAMES[0]);
+}
+
 fn what_is_shown(cluster: &Cluster, holder: usize) {
     let other = 1 - holder;
     for at in [holder, other] {
@@ -247,6 +290,7 @@ fn what_is_shown(cluster: &Cluster, holder: usize) {
         assert_eq!(of("way to the other node"), [Verdict::Ok; 6], "{rows:?}");
     }
     certificates(cluster, holder);
+    certificate_of_ones_own(cluster, other);
     // Path; holder, standby.
     for (path, wanted) in [
         ("/primary", [200, 503]),

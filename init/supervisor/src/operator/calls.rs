@@ -38,6 +38,8 @@ pub(crate) struct Declared {
     pub(crate) postgresql: Postgresql,
     /// How it pairs; `None`: it is a node by itself.
     pub(crate) pairing: Option<Pairing>,
+    /// By which clients reach the database, as far as the site file says it.
+    pub(crate) reached: Vec<String>,
 }
 
 impl Declared {
@@ -46,7 +48,7 @@ impl Declared {
         let name = dyad_net::UNNAMED.to_owned();
         let site = "not read yet: the disk that it is on is being made ready".to_owned();
         let identity = Identity { name, cluster: None, key: None, site };
-        Self { identity, postgresql: Loaded::Absent.postgresql(), pairing: None }
+        Self { identity, postgresql: Loaded::Absent.postgresql(), pairing: None, reached: Vec::new() }
     }
 }
 
@@ -130,7 +132,12 @@ impl Context {
             Caller::Peer
                 if matches!(
                     call,
-                    Call::SwitchOver(_) | Call::Drain(_) | Call::Undrain(_) | Call::Check | Call::Enroll(_)
+                    Call::SwitchOver(_)
+                        | Call::Drain(_)
+                        | Call::Undrain(_)
+                        | Call::Check
+                        | Call::Enroll(_)
+                        | Call::Certificate(_)
                 ) => {}
             Caller::Peer => {
                 return Err(Failure::new(FailureKind::Refused, "the other node does not ask this"));
@@ -180,6 +187,7 @@ impl Context {
             Call::Events(which) => self.events(which).await,
             Call::Pair(code) => self.pair_by(code).await,
             Call::Enroll(code) => self.enroll(code, caller).await,
+            Call::Certificate(shown) => self.certificate(shown, caller).await,
             Call::Exec(exec) => self.exec(exec).await.map(|result| value(&result)),
         }
     }
@@ -278,7 +286,10 @@ impl Context {
                 .collect(),
             port: postgresql.port,
             roles: roles.collect(),
-            authority: known.as_ref().map(|known| known.authority.certificate.clone()).unwrap_or_default(),
+            authority: known
+                .filter(|known| known.own.is_none())
+                .map(|known| known.authority.certificate)
+                .unwrap_or_default(),
         }))
     }
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use dyad_api::control;
 use dyad_api::operator::{
-    Call, Code, Events, FREEZE_SECONDS_MAX, Failure, FailureKind, Freeze, LOG_LINES_MAX, NodeName, Reply,
-    Request, ResourceName, SwitchOver, TakeOver,
+    Call, Certificate, Code, Events, FREEZE_SECONDS_MAX, Failure, FailureKind, Freeze, LOG_LINES_MAX,
+    NodeName, Reply, Request, ResourceName, SwitchOver, TakeOver,
 };
 use dyad_channel::operator::{Ask, Told};
 use dyad_channel::secret;
@@ -15,8 +15,11 @@ use dyad_spec::site::Pairing;
 use serde_json::{Value, json};
 
 use super::calls::{Caller, Context, value};
+use crate::credentials;
 use crate::driver::{self, DATABASE, Membership, Shown};
 use crate::pairing::{self, Taken};
+use crate::pg::certificate::Signed;
+use crate::pg::foreign;
 
 const NOT_PAIRED: &str = "this node is not a member of a pair";
 /// The one replicated thing.
@@ -128,6 +131,25 @@ impl Context {
                 tracing::warn!(%error, "the new witness is asked from the next start on, which PID 1 refuses");
             }
         });
+    }
+
+    /// Both nodes show it, or neither: one that takes over must be believed by the same clients.
+    pub(super) async fn certificate(&self, shown: Certificate, caller: &Caller) -> Result<Value, Failure> {
+        let missing = match &shown.own {
+            Some(own) => foreign::check(&own.certificate, &own.key, &self.declared.borrow().reached)
+                .map_err(|error| Failure::new(FailureKind::Usage, error.to_string()))?,
+            None => Vec::new(),
+        };
+        // First there: an order that reached one node only is given again, and this one shows what it showed.
+        if *caller != Caller::Peer && self.peer.borrow().is_some() {
+            self.forward(Call::Certificate(shown.clone()), caller).await?;
+        }
+        let own = shown.own.map(|own| Signed { key: own.key, certificate: own.certificate });
+        tracing::info!(own = own.is_some(), ?missing, "another certificate");
+        // Whoever keeps the server lays it with the next look for drift.
+        credentials::set_own(&self.paths.credentials(), own)
+            .map_err(|error| Failure::new(FailureKind::Failed, error.to_string()))?;
+        Ok(value(&missing))
     }
 
     pub(super) fn why(&self, of: &ResourceName) -> Result<Value, Failure> {

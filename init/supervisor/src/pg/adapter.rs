@@ -322,7 +322,7 @@ impl Server {
         let mut written = config.apply(paths, owner)?;
         let roles = [stance::REPLICATION, stance::REWIND];
         let secrets = credentials::ensure(&paths.credentials(), roles.into_iter())?;
-        written.extend(certificate::lay(paths, owner, &secrets.authority, &self.names)?);
+        written.extend(certificate::lay(paths, owner, &secrets, &self.names)?);
         let passwords: String =
             roles.iter().map(|role| format!("*:*:*:{role}:{}\n", secrets.roles[*role].password)).collect();
         // libpq insists that nobody else can read a password.

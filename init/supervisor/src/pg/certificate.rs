@@ -1,5 +1,5 @@
-//! What clients and the other node believe: an authority of the cluster's own, and the certificate that it gives this node's
-//! PostgreSQL.
+//! What clients believe: an authority of the cluster's own, and the certificate that it gives this node's PostgreSQL, unless an
+//! operator has laid another.
 //!
 //! The authority is made and handed on with the passwords, so both nodes of a pair sign with one key, each for its own server and
 //! for every name and address that either of them answers by: a client that believes the authority believes whoever holds the
@@ -15,6 +15,7 @@ use rcgen::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::credentials::Secrets;
 use crate::files::{self, Access, FileError};
 use crate::paths::Paths;
 use crate::pg::{Owner, stance};
@@ -88,6 +89,16 @@ pub fn names(site: Option<&Site>) -> Vec<String> {
     names
 }
 
+/// The addresses by which clients of this site reach whoever writes: virtual ones, where there are any.
+pub(crate) fn reached(site: &Site) -> Vec<String> {
+    let vips: Vec<_> = site.vips.iter().map(|vip| vip.address.address.to_string()).collect();
+    if !vips.is_empty() {
+        return vips;
+    }
+    let own = site.nodes.iter().flat_map(|node| &node.addresses);
+    own.map(|address| address.address.address.to_string()).collect()
+}
+
 /// This node's certificate for these names; made anew when it was made for others, by another authority, or is damaged.
 pub(crate) fn ensure(path: &Path, authority: &Signed, names: &[String]) -> Result<Signed, CertificateError> {
     let by = hex(&Sha256::digest(&authority.certificate)[..8]);
@@ -114,22 +125,21 @@ pub(crate) fn ensure(path: &Path, authority: &Signed, names: &[String]) -> Resul
     Ok(made)
 }
 
-/// Lays key, certificate and the authority's certificate where the server and libpq read them; what had to be written, in words.
+/// Lays key and certificate where the server reads them: one's own, or what the authority signs; what had to be written, in words.
 pub(crate) fn lay(
     paths: &Paths,
     owner: Owner,
-    authority: &Signed,
+    secrets: &Secrets,
     names: &[String],
 ) -> Result<Option<String>, CertificateError> {
-    let own = ensure(&paths.pg_identity(), authority, names)?;
+    let shown = match &secrets.own {
+        Some(own) => own.clone(),
+        None => ensure(&paths.pg_identity(), &secrets.authority, names)?,
+    };
     // The server insists that nobody else can read its key.
     let access = Access { mode: 0o600, uid: owner.uid, gid: owner.gid };
     let mut written = false;
-    for (name, text) in [
-        (stance::CERTIFICATE, &own.certificate),
-        (stance::KEY, &own.key),
-        (stance::AUTHORITY, &authority.certificate),
-    ] {
+    for (name, text) in [(stance::CERTIFICATE, &shown.certificate), (stance::KEY, &shown.key)] {
         written |= files::ensure(&paths.pg_config().join(name), text.as_bytes(), access)?;
     }
     Ok(written.then(|| "the certificate was not as declared".to_owned()))

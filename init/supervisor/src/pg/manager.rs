@@ -201,8 +201,7 @@ impl Manager {
         let config = Config::declared(Machine::of(&self.paths), &self.paths, &self.site, &Stance::alone());
         let was_running = self.alive();
         let secrets = self.secrets()?;
-        let mut written = config.apply(&self.paths, self.owner)?;
-        written.extend(certificate::lay(&self.paths, self.owner, &secrets.authority, &self.names)?);
+        let written = self.lay(&config, &secrets)?;
         let credentials = secrets.roles;
         if !was_running {
             self.say("starting", "asked PID 1 to start it");
@@ -267,6 +266,13 @@ impl Manager {
 
     fn unwanted(&self) -> bool {
         !*self.wanted.borrow() || self.pid1.view().borrow().shutting_down
+    }
+
+    /// Every file that the server reads; what had to be written, in words.
+    fn lay(&self, config: &Config, secrets: &Secrets) -> Result<Vec<String>, PassError> {
+        let mut written = config.apply(&self.paths, self.owner)?;
+        written.extend(certificate::lay(&self.paths, self.owner, secrets, &self.names)?);
+        Ok(written)
     }
 
     async fn wait_phase(&self, name: &'static str) -> Result<(), PassError> {
@@ -470,9 +476,7 @@ impl Manager {
         config: &Config,
         credentials: &BTreeMap<String, Credential>,
     ) -> Result<bool, PassError> {
-        let mut written = config.apply(&self.paths, self.owner)?;
-        let authority = self.secrets()?.authority;
-        written.extend(certificate::lay(&self.paths, self.owner, &authority, &self.names)?);
+        let written = self.lay(config, &self.secrets()?)?;
         let session = address.connect(SQL_DEADLINE).await?;
         self.repaired(&written);
         let restart = !written.is_empty() && self.reload(&session).await?;

@@ -7,6 +7,7 @@ pub(crate) mod config;
 pub(crate) mod control;
 pub(crate) mod copy;
 pub(crate) mod crashes;
+pub(crate) mod foreign;
 pub(crate) mod hba;
 pub mod health;
 pub(crate) mod history;

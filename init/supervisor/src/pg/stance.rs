@@ -138,24 +138,23 @@ fn owned(all: Vec<(&str, String)>) -> Vec<(String, String)> {
 pub(crate) const CERTIFICATE: &str = "server.crt";
 /// The key of it.
 pub(crate) const KEY: &str = "server.key";
-/// The certificate of the cluster's authority.
-pub(crate) const AUTHORITY: &str = "authority.crt";
 /// Passwords for the peer's server.
 pub(crate) const PASSWORDS: &str = "peer.pgpass";
 
-/// How to reach the peer's server, by whichever way answers first in their order: TLS with a certificate of the cluster's own authority, which signs for its two nodes alone, the
-/// password from its file, and a dead connection noticed in seconds.
+/// How to reach the peer's server, by whichever way answers first in their order: TLS, the password from its
+/// file, and a dead connection noticed in seconds. Which certificate the peer shows is not asked, since an operator may lay any: with
+/// the channel bound into SCRAM's proof each side shows that it knows the other's half of a password of 128 random bits, and that it is
+/// the end of this very channel.
 pub(crate) fn conninfo(paths: &Paths, peer: &Peer, role: &str, application: &str) -> String {
     let file = |name: &str| value(&paths.pg_config().join(name));
     let hosts: Vec<_> = peer.addresses.iter().map(IpAddr::to_string).collect();
     format!(
-        "host={} port={} user={role} dbname=postgres application_name={application} passfile={} sslmode=verify-ca \
-         sslrootcert={} channel_binding=require gssencmode=disable connect_timeout=2 \
+        "host={} port={} user={role} dbname=postgres application_name={application} passfile={} sslmode=require \
+         channel_binding=require gssencmode=disable connect_timeout=2 \
          keepalives_idle=1 keepalives_interval=1 keepalives_count=3 tcp_user_timeout=3000",
         hosts.join(","),
         peer.port,
         file(PASSWORDS),
-        file(AUTHORITY),
     )
 }
 
@@ -177,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_string_has_no_password_and_takes_one_authority() {
+    fn a_connection_string_has_no_password_and_binds_its_channel() {
         let peer = Peer {
             name: "b".into(),
             addresses: vec![[192, 0, 2, 2].into(), [203, 0, 113, 2].into()],
@@ -187,9 +186,7 @@ mod tests {
         for part in [
             "host=192.0.2.2,203.0.113.2 port=5433 user=dyad_replication ",
             " passfile='/r\\'oot/",
-            // The authority has no other servers, so the name in the certificate adds nothing.
-            " sslmode=verify-ca sslrootcert='/r\\'oot/",
-            "/authority.crt'",
+            " sslmode=require ",
             " channel_binding=require",
         ] {
             assert!(text.contains(part), "{part} in {text}");
