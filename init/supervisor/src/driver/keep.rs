@@ -23,6 +23,9 @@ const SLOT_LOOKS: u32 = 12;
 /// the same at about the same time, has them by then.
 const STANDBY_FIRST: Duration = Duration::from_secs(20);
 
+/// Between two restarts of a standby for settings: one that a restart does not help goes on as it is.
+const AGAIN: Duration = Duration::from_secs(300);
+
 /// Looks for ever.
 pub(crate) async fn keep(
     pg: Rc<Postgres>,
@@ -68,6 +71,8 @@ struct Restart {
     since: Option<Instant>,
     /// It has handed over for that; once, whatever comes of it.
     asked: bool,
+    /// When a standby was started anew for them last.
+    restarted: Option<Instant>,
 }
 
 impl Restart {
@@ -79,12 +84,14 @@ impl Restart {
         events: &mpsc::Sender<Event>,
     ) {
         let full = phase == Phase::Sync && protection == Protection::Full && !self.asked;
-        let follows = phase == Phase::Following && !pg.busy();
+        let lately = self.restarted.is_some_and(|at| at.elapsed() < AGAIN);
+        let follows = phase == Phase::Following && !pg.busy() && !lately;
         if !(full || follows) || !pg.server.must_restart().await.is_ok_and(|must| must) {
             self.since = None;
             return;
         }
         if follows {
+            self.restarted = Some(Instant::now());
             tracing::warn!("settings wait for a restart of this standby: it is started anew");
             // The end is told by whoever watches for ends.
             if let Err(error) = pg.server.kill().await {
