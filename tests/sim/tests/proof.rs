@@ -4,6 +4,7 @@ use dyad_cluster::Voting;
 use dyad_cluster::mutation::Mutation;
 use dyad_sim::explore::{Bounds, NOTHING, STORM, explore, stuck, walk};
 use dyad_sim::mutate::Ground;
+use dyad_sim::report::{self, Times};
 use dyad_sim::{mutate, sim};
 
 #[test]
@@ -43,6 +44,22 @@ fn oracles_notice_broken_clauses() {
     for mutation in [Mutation::NoBarrier, Mutation::DropBeforeSolo] {
         let case = mutate::CASES.iter().find(|case| case.broken == [mutation]).unwrap();
         assert!(mutate::judge(case.broken, case.ground, 400).killed.is_some(), "{mutation:?} survives");
+    }
+}
+
+/// Simulated time: neither a machine nor its load is in it.
+#[test]
+fn a_lost_node_is_done_with_within_its_time() {
+    for lease_ms in [3_000, 5_000, 15_000] {
+        let times = report::times(lease_ms, 200);
+        for (name, within_ms) in
+            [("node loss to grant", lease_ms + 1_000), ("standby loss to Solo", lease_ms + 3_000)]
+        {
+            let Times(all) = &times[name];
+            assert_eq!(all.len(), 200, "{name}, T = {lease_ms}: every one of them ends");
+            let most = all.iter().max().unwrap();
+            assert!(*most <= within_ms, "{name}, T = {lease_ms}: {most} ms, {within_ms} at most");
+        }
     }
 }
 
