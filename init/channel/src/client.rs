@@ -4,7 +4,7 @@ use std::io;
 use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustls::ClientConfig;
@@ -93,6 +93,8 @@ struct Connection {
 pub struct Client<Q, A> {
     /// Of the one that is asked, the preferred one first.
     addresses: Vec<SocketAddr>,
+    /// Where the next connection begins: behind an address that was connected to and brought no answer.
+    first: AtomicUsize,
     tls: TlsConnector,
     limits: Limits,
     turns: Semaphore,
@@ -124,6 +126,7 @@ impl<Q: Serialize, A: DeserializeOwned> Client<Q, A> {
     pub fn by_any(addresses: Vec<SocketAddr>, tls: Arc<ClientConfig>, limits: Limits) -> Self {
         Client {
             addresses,
+            first: AtomicUsize::new(0),
             tls: TlsConnector::from(tls),
             limits,
             turns: Semaphore::new(limits.waiting_max + 1),
@@ -154,10 +157,14 @@ impl<Q: Serialize, A: DeserializeOwned> Client<Q, A> {
         let _turn =
             self.turns.try_acquire().map_err(|_| self.unknown(Cause::Busy(self.limits.waiting_max)))?;
         let deadline = Duration::from_millis(self.limits.call_ms);
-        match tokio::time::timeout(deadline, self.exchange(question)).await {
-            Ok(outcome) => outcome.map_err(|cause| self.unknown(cause)),
-            Err(_) => Err(self.unknown(Cause::Deadline(self.limits.call_ms))),
-        }
+        let outcome = match tokio::time::timeout(deadline, self.exchange(question)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Cause::Deadline(self.limits.call_ms)),
+        };
+        outcome.map_err(|cause| {
+            self.first.fetch_add(1, Ordering::Relaxed);
+            self.unknown(cause)
+        })
     }
 
     /// The connection is taken out while it is in use: an error, or a caller that stops waiting, drops it, and no late
@@ -191,7 +198,9 @@ impl<Q: Serialize, A: DeserializeOwned> Client<Q, A> {
         let share = Duration::from_millis(self.limits.call_ms / 2)
             / u32::try_from(self.addresses.len().max(1)).unwrap_or(u32::MAX);
         let mut tries = JoinSet::new();
-        let mut left = self.addresses.iter();
+        let count = self.addresses.len();
+        let first = self.first.load(Ordering::Relaxed) % count.max(1);
+        let mut left = self.addresses[first..].iter().chain(&self.addresses[..first]).take(count);
         let mut failed = io::Error::new(io::ErrorKind::AddrNotAvailable, "no address");
         loop {
             if let Some(address) = left.next() {
@@ -204,7 +213,7 @@ impl<Q: Serialize, A: DeserializeOwned> Client<Q, A> {
                     Some(Err(error)) => failed = io::Error::other(error),
                     None => return Err(failed),
                 },
-                () = tokio::time::sleep(share), if left.len() > 0 => {}
+                () = tokio::time::sleep(share), if left.clone().next().is_some() => {}
             }
         }
     }

@@ -171,6 +171,15 @@ async fn an_address_that_does_not_answer_costs_a_part_of_the_time_and_not_the_qu
         let client: Client<String, String> = Client::by_any(ways.clone(), config, CLIENT);
         assert_eq!(client.call(&hello()).await.unwrap(), "hello", "{ways:?}");
     }
+    // One that connects and never says a word: the question after it begins with the next.
+    let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let config =
+        tls::client(&world.node, Trust::Pinned(vec![world.server.public()]), Speaks::Witness).unwrap();
+    let ways = vec![mute.local_addr().unwrap(), world.address];
+    let limits = client::Limits { call_ms: 2_000, ..CLIENT };
+    let client: Client<String, String> = Client::by_any(ways, config, limits);
+    assert_eq!(client.call(&hello()).await.unwrap_err().cause, Cause::Deadline(2_000));
+    assert_eq!(client.call(&hello()).await.unwrap(), "hello");
     let config = tls::client(&world.node, Trust::AnyKey, Speaks::Witness).unwrap();
     let limits = client::Limits { call_ms: 400, ..CLIENT };
     let client: Client<String, String> = Client::by_any(vec![silent, refuses], config, limits);

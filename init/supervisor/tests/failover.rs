@@ -159,8 +159,8 @@ fn receives_from(cluster: &Cluster, standby: usize) -> Option<IpAddr> {
 }
 
 #[test]
-fn a_lost_replication_network_costs_no_protection_while_the_clients_network_works() {
-    let name = "a_lost_replication_network_costs_no_protection_while_the_clients_network_works";
+fn replication_goes_another_way_when_its_network_is_lost() {
+    let name = "replication_goes_another_way_when_its_network_is_lost";
     story(name, "wan", |cluster| {
         cluster.start();
         let holder = cluster.wait_for(Protection::Protected);

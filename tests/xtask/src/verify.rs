@@ -30,6 +30,7 @@ pub(crate) const DEBIAN_PACKAGES: &[&str] = &[
     "lvm2",
     "mtools",
     "nftables",
+    "openssl",
     "ovmf",
     "postgresql-15",
     "postgresql-client-15",

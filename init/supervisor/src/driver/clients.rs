@@ -2,6 +2,7 @@
 //! behind them, and the services that the site file names. The core moves the database only when this node's clients are lost
 //! and the other's are not.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use dyad_api::control::ServiceState;
 use dyad_net::{NetError, Netlink, Port};
 use dyad_spec::site::{Node, Site};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::vips::Vips;
 use crate::pid1::{Pid1, View};
@@ -21,6 +22,9 @@ const LOOK: Duration = Duration::from_millis(500);
 const ECHO: Duration = Duration::from_millis(300);
 /// Questions in a row without an answer until a gateway counts as lost.
 const MISSES: u32 = 3;
+
+/// For a service that starts, or starts anew, to be there.
+const COMING_UP: Duration = Duration::from_secs(15);
 
 /// A link on which clients come.
 struct Side {
@@ -38,7 +42,9 @@ pub(crate) struct Clients {
     sides: Vec<Side>,
     /// Names of services that clients need.
     services: Vec<String>,
-    /// Of those the ones that were down at the last look.
+    /// Of those the ones that do not run, and since when.
+    missing: BTreeMap<String, Instant>,
+    /// Of those the ones that counted as down at the last look.
     down: Vec<String>,
 }
 
@@ -60,7 +66,7 @@ impl Clients {
             }
         };
         let sides = interfaces.into_iter().map(side).collect();
-        Self { sides, services: site.client_services.clone(), down: Vec::new() }
+        Self { sides, services: site.client_services.clone(), missing: BTreeMap::new(), down: Vec::new() }
     }
 
     /// Looks for ever; tells whether any side is up, and has addresses announced again where one has come back.
@@ -92,8 +98,8 @@ impl Clients {
                 }
             }
             let reached = self.reached();
-            // Without PID 1 nothing is known of services; one that nobody names cannot be down.
-            let served = self.served(&view.borrow());
+            // Without PID 1 nothing is known of services.
+            let served = self.served(&view.borrow(), Instant::now());
             let now = match (reached, served) {
                 (Some(false), _) | (_, Some(false)) => Some(false),
                 (Some(true), Some(true)) => Some(true),
@@ -114,17 +120,32 @@ impl Clients {
     }
 
     /// Whether every service that clients need is there; names in the log what begins or ceases to be down.
-    fn served(&mut self, view: &View) -> Option<bool> {
+    fn served(&mut self, view: &View, now: Instant) -> Option<bool> {
         if self.services.is_empty() {
             return Some(true);
         }
         if !view.connected {
             return None;
         }
-        let runs = |name: &str| {
-            view.service(name).is_some_and(|it| matches!(it.state, ServiceState::Ready | ServiceState::Done))
-        };
-        let down: Vec<String> = self.services.iter().filter(|name| !runs(name)).cloned().collect();
+        let mut down = Vec::new();
+        for name in &self.services {
+            let since = match view.service(name).map(|it| it.state) {
+                // One that the image does not have is nowhere: a misspelt name must not hide what is really lost.
+                None | Some(ServiceState::Ready | ServiceState::Done) => {
+                    self.missing.remove(name);
+                    continue;
+                }
+                Some(ServiceState::Failed | ServiceState::Stopped) => {
+                    down.push(name.clone());
+                    continue;
+                }
+                Some(_) => *self.missing.entry(name.clone()).or_insert(now),
+            };
+            // Coming up again is PID 1's business first, as after a move that took its database away for a moment.
+            if now.duration_since(since) >= COMING_UP {
+                down.push(name.clone());
+            }
+        }
         if down != self.down {
             tracing::info!(?down, "services that clients need");
             self.down = down;
@@ -151,5 +172,45 @@ impl Side {
             Err(error) => tracing::warn!(%error, interface = %self.interface, "ask the gateway"),
         }
         self.misses.is_none_or(|misses| misses < MISSES)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dyad_api::control::ServiceStatus;
+
+    use super::*;
+
+    fn view(state: ServiceState) -> View {
+        let service = ServiceStatus {
+            name: "app".into(),
+            state,
+            pid: 0,
+            since_ms: 0,
+            ready_after_ms: 0,
+            restarts: 0,
+            last_exit: None,
+            note: String::new(),
+        };
+        View { connected: true, services: vec![service], ..View::default() }
+    }
+
+    #[test]
+    fn a_service_is_down_when_it_is_given_up_and_not_while_it_comes_back() {
+        let services = vec!["app".to_owned(), "misspelt".to_owned()];
+        let (sides, missing, down) = (Vec::new(), BTreeMap::new(), Vec::new());
+        let mut clients = Clients { sides, services, missing, down };
+        let start = Instant::now();
+        let mut at = |state, seconds| clients.served(&view(state), start + Duration::from_secs(seconds));
+        assert_eq!(at(ServiceState::Ready, 0), Some(true));
+        assert_eq!(at(ServiceState::BackOff, 1), Some(true));
+        assert_eq!(at(ServiceState::Starting, 15), Some(true));
+        assert_eq!(at(ServiceState::Starting, 16), Some(false), "for too long");
+        assert_eq!(at(ServiceState::Ready, 17), Some(true));
+        assert_eq!(at(ServiceState::BackOff, 18), Some(true), "counted anew");
+        assert_eq!(at(ServiceState::Failed, 19), Some(false));
+        assert_eq!(at(ServiceState::Stopped, 20), Some(false));
+        assert_eq!(clients.served(&View::default(), start), None, "PID 1 is not heard");
+        assert_eq!(clients.reached(), Some(true), "there is no network to be lost");
     }
 }

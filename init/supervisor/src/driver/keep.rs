@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use dyad_cluster::event::{Command, Event};
 use dyad_cluster::phase::Phase;
-use dyad_cluster::report::Protection;
+use dyad_cluster::report::{Cause, Protection};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 
@@ -23,7 +23,7 @@ const SLOT_LOOKS: u32 = 12;
 /// the same at about the same time, has them by then.
 const STANDBY_FIRST: Duration = Duration::from_secs(20);
 
-/// Between two restarts of a standby for settings: one that a restart does not help goes on as it is.
+/// Between two restarts of a standby for settings, should one not help.
 const AGAIN: Duration = Duration::from_secs(300);
 
 /// Looks for ever.
@@ -37,7 +37,7 @@ pub(crate) async fn keep(
     let mut restart = Restart::default();
     loop {
         sleep(LOOK).await;
-        let View { phase, protection, .. } = seen.borrow().clone();
+        let phase = seen.borrow().phase;
         if !pg.server.runs() || !(phase.admits() || phase == Phase::Following) {
             continue;
         }
@@ -54,7 +54,7 @@ pub(crate) async fn keep(
             // A server that hangs or ends is others' business.
             Err(error) => tracing::info!(%error, "look for drift"),
         }
-        restart.look(&pg, phase, protection, &events).await;
+        restart.look(&pg, &seen, &events).await;
         looks = looks.wrapping_add(1);
         if phase == Phase::Following && looks % SLOT_LOOKS == 0 {
             if let Err(error) = pg.server.advance_slot().await {
@@ -76,30 +76,38 @@ struct Restart {
 }
 
 impl Restart {
-    async fn look(
-        &mut self,
-        pg: &Postgres,
-        phase: Phase,
-        protection: Protection,
-        events: &mpsc::Sender<Event>,
-    ) {
-        let full = phase == Phase::Sync && protection == Protection::Full && !self.asked;
+    async fn look(&mut self, pg: &Postgres, seen: &watch::Receiver<View>, events: &mpsc::Sender<Event>) {
         let lately = self.restarted.is_some_and(|at| at.elapsed() < AGAIN);
-        let follows = phase == Phase::Following && !pg.busy() && !lately;
-        if !(full || follows) || !pg.server.must_restart().await.is_ok_and(|must| must) {
+        let may_hand_over = |asked: bool| {
+            let view = seen.borrow();
+            let full = view.phase == Phase::Sync && view.protection == Protection::Full;
+            full && !asked && !view.why.contains(&Cause::Frozen)
+        };
+        let may_restart = || {
+            let follows = seen.borrow().phase == Phase::Following;
+            follows && !pg.busy() && !lately && pg.server.receives()
+        };
+        if !(may_hand_over(self.asked) || may_restart())
+            || !pg.server.must_restart().await.is_ok_and(|must| must)
+        {
             self.since = None;
             return;
         }
-        if follows {
+        // Looked at again: it may be promoted by now.
+        if may_restart() {
             self.restarted = Some(Instant::now());
-            tracing::warn!("settings wait for a restart of this standby: it is started anew");
+            tracing::warn!("settings, or a replay that stands still, wait for a restart of this standby");
             // The end is told by whoever watches for ends.
             if let Err(error) = pg.server.kill().await {
                 tracing::warn!(%error, "stop the standby");
             }
             return;
         }
-        if self.since.get_or_insert_with(Instant::now).elapsed() >= STANDBY_FIRST {
+        // Its checkpoint comes first, or a busy server would not be down in time and be killed.
+        if self.since.get_or_insert_with(Instant::now).elapsed() >= STANDBY_FIRST
+            && pg.server.checkpoint().await.is_ok()
+            && may_hand_over(self.asked)
+        {
             self.asked = true;
             tracing::warn!(
                 "settings wait for a restart of this primary: it hands over, and gets them as standby"

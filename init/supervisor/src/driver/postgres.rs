@@ -110,7 +110,11 @@ impl Postgres {
             }
             Action::Follow => self.follow().await,
             Action::StopFollowing if server.runs() => done(server.stop_following()).await,
-            Action::StopFollowing => Ok(Report::Nothing),
+            // Its next start shall not receive either.
+            Action::StopFollowing => {
+                server.declare(|stance| stance.receive = None)?;
+                Ok(Report::Nothing)
+            }
             Action::Rewind => {
                 self.stop().await?;
                 server.rewind(&self.label()).await?;

@@ -1,5 +1,6 @@
 //! The pair as operators see it. On both nodes the first line says what losing a node now would cost.
 
+use std::net::IpAddr;
 use std::rc::Rc;
 
 use dyad_api::operator::{NodeRow, PolicyRow, Protection as Shows, ResourceRow, VipRow, WayRow};
@@ -229,6 +230,11 @@ impl Shown {
             up: way.up,
         };
         self.ways.iter().map(row).collect()
+    }
+
+    /// The way to this address is known to be down.
+    pub(crate) fn is_down(&self, address: IpAddr) -> bool {
+        self.ways.iter().any(|way| way.address == address && way.up == Some(false))
     }
 
     /// What this node is now.

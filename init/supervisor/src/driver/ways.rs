@@ -88,8 +88,11 @@ impl Ways {
                         tracing::info!(?order, "ways to the other node");
                         taken = order;
                     }
-                    // Again with the next look.
-                    Err(error) => tracing::info!(%error, "have replication take another way"),
+                    // Again with the next look, whatever the order is then: this one may have been declared.
+                    Err(error) => {
+                        tracing::info!(%error, "have replication take another way");
+                        taken.clear();
+                    }
                 }
             }
             sleep(LOOK).await;

@@ -56,8 +56,15 @@ impl Context {
         }
         seen.push(("links", links(&status)));
         if let Some(other) = &other {
-            for (name, address) in &other.ports {
-                seen.push(("way to the other node", way(name, *address).await));
+            // All at once: a way that is down must not make this node late with its answer.
+            let tries = other.ports.iter().map(|(name, address)| tokio::spawn(way(name, *address)));
+            let tries: Vec<_> = tries.collect();
+            for ((_, address), tried) in other.ports.iter().zip(tries) {
+                let (verdict, note) = tried.await.unwrap_or_else(|error| critical(error.to_string()));
+                let known = pair.as_ref().is_some_and(|pair| pair.is_down(address.ip()));
+                // What its link says already is not worse for each port.
+                let verdict = if known { verdict.min(Verdict::Warning) } else { verdict };
+                seen.push(("way to the other node", (verdict, note)));
             }
         }
         seen.push(("fencing", fencing(&self.firewall.borrow().state, pair.as_ref())));
@@ -170,6 +177,7 @@ fn ways(pair: &Shown) -> Seen {
     let down = pair.ways.iter().filter(|way| way.up == Some(false));
     let down: Vec<_> = down.map(|way| format!("{} by {}", way.address, way.interface)).collect();
     match (pair.ways.len(), down.len()) {
+        (0, _) => warning("none is looked at"),
         (1, 0) => warning("there is one alone: its loss parts the nodes"),
         (all, 0) => ok(format!("{all} work")),
         (all, lost) if lost == all => critical("the other node answers on none"),
@@ -178,7 +186,7 @@ fn ways(pair: &Shown) -> Seen {
 }
 
 /// How long connections take, and how many come to nothing.
-async fn way(name: &str, address: SocketAddr) -> Seen {
+async fn way(name: &'static str, address: SocketAddr) -> Seen {
     let mut took = Vec::new();
     let mut why = String::new();
     for _ in 0..TRIES {

@@ -133,7 +133,7 @@ impl Context {
         });
     }
 
-    /// Both nodes show it, or neither: one that takes over must be believed by the same clients.
+    /// Of both nodes: one that takes over must be believed by the same clients.
     pub(super) async fn certificate(&self, shown: Certificate, caller: &Caller) -> Result<Value, Failure> {
         let missing = match &shown.own {
             Some(own) => foreign::check(&own.certificate, &own.key, &self.declared.borrow().reached)

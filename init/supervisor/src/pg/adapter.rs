@@ -16,7 +16,7 @@ use crate::paths::Paths;
 use crate::pg::certificate::{self, CertificateError};
 use crate::pg::cluster::{ClusterError, Tools, is_cluster};
 use crate::pg::config::Config;
-use crate::pg::control::{self, ControlData, ControlError, Least};
+use crate::pg::control::{self, ControlData, ControlError, LEAST, Least};
 use crate::pg::history::HistoryError;
 use crate::pg::lsn::NoLsn;
 use crate::pg::session::{Address, Session, SqlError};
@@ -197,6 +197,10 @@ pub struct Server {
     pub(crate) stance: RefCell<Stance>,
     /// How much of a copy of the holder's data is here, while it is made.
     pub(crate) copied_percent: Cell<Option<u8>>,
+    /// Sizes as they were at first: memory that comes and goes must not change what needs a restart.
+    machine: Machine,
+    /// Files were written that a running server has not been told to read.
+    unread: Cell<bool>,
 }
 
 impl Server {
@@ -211,6 +215,7 @@ impl Server {
     ) -> Result<Self, PgError> {
         let sync = files::read_plain(&paths.pg_sync())?.map(|text| text.trim().to_owned());
         let stance = Stance { pair: Some(pair.clone()), sync, ..Stance::alone() };
+        let machine = Machine::of(&paths);
         Ok(Self {
             pid1,
             paths,
@@ -220,6 +225,8 @@ impl Server {
             site,
             stance: RefCell::new(stance),
             copied_percent: Cell::new(None),
+            machine,
+            unread: Cell::new(false),
         })
     }
 
@@ -318,7 +325,7 @@ impl Server {
     pub(crate) fn write_config(&self) -> Result<Vec<String>, PgError> {
         let stance = self.stance.borrow();
         let (paths, owner) = (&*self.paths, self.owner);
-        let config = Config::declared(Machine::of(paths), paths, &self.site, &stance);
+        let config = Config::declared(self.machine, paths, &self.site, &stance);
         let mut written = config.apply(paths, owner)?;
         let roles = [stance::REPLICATION, stance::REWIND];
         let secrets = credentials::ensure(&paths.credentials(), roles.into_iter())?;
@@ -328,21 +335,31 @@ impl Server {
         // libpq insists that nobody else can read a password.
         let access = Access { mode: 0o600, uid: owner.uid, gid: owner.gid };
         files::ensure(&paths.pg_config().join(stance::PASSWORDS), passwords.as_bytes(), access)?;
+        self.unread.set(self.unread.get() || !written.is_empty());
         Ok(written)
     }
 
     /// Repairs drift of the files and of what overrides them, and has the server read them; what was repaired.
     pub async fn repair(&self) -> Result<Vec<String>, PgError> {
         let written = self.write_config()?;
-        if !written.is_empty() {
-            self.connect().await?.reload(SQL).await?;
+        if self.unread.get() {
+            self.reload().await?;
         }
         Ok(written)
     }
 
     pub(crate) async fn apply(&self, change: impl FnOnce(&mut Stance)) -> Result<(), PgError> {
         self.declare(change)?;
-        Ok(self.connect().await?.reload(SQL).await?)
+        self.reload().await
+    }
+
+    /// Has the running server read its files.
+    async fn reload(&self) -> Result<(), PgError> {
+        // Before: what is written while it reads is for the next time.
+        self.unread.set(false);
+        let read = async { self.connect().await?.reload(SQL).await };
+        read.await.inspect_err(|_| self.unread.set(true))?;
+        Ok(())
     }
 
     /// Goes on with a server that an earlier supervisor started: what its files say is what it was told. Whether it is a
@@ -378,11 +395,17 @@ impl Server {
     }
 
     /// Whether settings wait for a restart: those of a site file that has changed, or of a standby those of a primary that
-    /// has more than it, which stops its replay and would stop its promotion.
+    /// has more than it, which stops its replay and would stop its promotion. Less of what a standby must match waits for the
+    /// next start as primary: handing over would not bring it.
     pub async fn must_restart(&self) -> Result<bool, PgError> {
-        let query = "select case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_is_wal_replay_paused() else false end \
-                     or exists (select from pg_catalog.pg_settings where pending_restart)";
-        Ok(self.connect().await?.value(SQL, query).await?.as_deref() == Some("t"))
+        let names = LEAST.map(|(name, _)| format!("'{name}'")).join(", ");
+        let query = format!(
+            "select case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_is_wal_replay_paused() else false end \
+             or exists (select from pg_catalog.pg_settings s where pending_restart and not \
+             (name in ({names}) and exists (select from pg_catalog.pg_file_settings f where f.name = s.name \
+             and case when f.name in ({names}) then f.setting::bigint < s.setting::bigint end)))"
+        );
+        Ok(self.connect().await?.value(SQL, &query).await?.as_deref() == Some("t"))
     }
 
     /// Whether it was told to receive from the peer.
@@ -501,13 +524,12 @@ impl Server {
     pub(crate) async fn prefer(&self, addresses: &[IpAddr]) -> Result<(), PgError> {
         self.declare(|stance| {
             if let Some(pair) = &mut stance.pair {
-                pair.peer.addresses = addresses.to_vec();
+                // Those that nobody looks at stay: who may come does not change.
+                let rest = self.pair.peer.addresses.iter().filter(|address| !addresses.contains(address));
+                pair.peer.addresses = addresses.iter().chain(rest).copied().collect();
             }
         })?;
-        if self.receives() && self.runs() {
-            self.connect().await?.reload(SQL).await?;
-        }
-        Ok(())
+        if self.receives() && self.runs() { self.reload().await } else { Ok(()) }
     }
 
     /// Asks the peer's server one thing.

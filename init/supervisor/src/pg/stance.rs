@@ -142,9 +142,8 @@ pub(crate) const KEY: &str = "server.key";
 pub(crate) const PASSWORDS: &str = "peer.pgpass";
 
 /// How to reach the peer's server, by whichever way answers first in their order: TLS, the password from its
-/// file, and a dead connection noticed in seconds. Which certificate the peer shows is not asked, since an operator may lay any: with
-/// the channel bound into SCRAM's proof each side shows that it knows the other's half of a password of 128 random bits, and that it is
-/// the end of this very channel.
+/// file, and a dead connection noticed in seconds. Who signed its certificate is not asked, since an operator may
+/// lay any: SCRAM's proof is bound to the certificate, so nobody is between the two who does not hold its key.
 pub(crate) fn conninfo(paths: &Paths, peer: &Peer, role: &str, application: &str) -> String {
     let file = |name: &str| value(&paths.pg_config().join(name));
     let hosts: Vec<_> = peer.addresses.iter().map(IpAddr::to_string).collect();
