@@ -209,12 +209,16 @@ fn journal_of_services(lab: &Lab) {
     assert!(maps.contains("/usr/lib/dyad/dyad_journal.so"), "{maps}");
 }
 
-/// The journal of the boots before, with the end that each of them had.
+/// The journal of the boots before. Of the one that was killed the disk may have some entries or none; not asked by
+/// `--list-boots`, which in systemd 252 fails ("No data available") where the last pages of such a boot are missing.
 fn journal_lasts(lab: &Lab) {
-    let boots = lab.guest_ok(NODE, &["/usr/bin/journalctl", "--list-boots", "--no-pager"]);
-    let numbers: Vec<_> =
-        boots.lines().filter_map(|l| l.split_whitespace().next()?.parse::<i32>().ok()).collect();
-    assert_eq!(numbers, [-2, -1, 0], "{boots}");
+    let journalctl = |words: &[&str]| {
+        lab.guest_ok(NODE, &[&["/usr/bin/journalctl", "--no-pager", "--quiet"], words].concat())
+    };
+    let boots = journalctl(&["--field", "_BOOT_ID"]);
+    let with_entries = |boot: &&str| !journalctl(&[&format!("_BOOT_ID={boot}"), "--lines", "1"]).is_empty();
+    let boots: Vec<&str> = boots.lines().filter(with_entries).collect();
+    assert!((2..=3).contains(&boots.len()), "the first one, this one, perhaps the killed one: {boots:?}");
 }
 
 /// Processes whose command line names the lab's directory.
