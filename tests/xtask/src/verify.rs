@@ -1,11 +1,9 @@
 //! `cargo xtask verify`: the README's test command and all that CI runs.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
-use serde::Deserialize;
 
 use crate::{provision, sh, sim, tidy};
 
@@ -53,9 +51,6 @@ const VM_TESTS: &str = "dyad-vm-tests";
 /// The package that builds whole images and compares them: like the other it needs the finished program.
 const IMAGE_TESTS: &str = "dyad-image-tests";
 
-/// The package whose tests tell stories of whole nodes.
-const STORIES: &str = "supervisor";
-
 /// The check without which no machine boots.
 const BUILD: &str = "release build";
 /// Histories of whole clusters that every run simulates; a million are `cargo xtask sim --seeds 0..1000000`.
@@ -89,7 +84,8 @@ pub(crate) fn run(root: &Path, vm: bool) -> Result<bool> {
         checks.add("no unwrap in programs", cargo(&[&programs[..], &no_unwrap[..]].concat()));
         checks.add(BUILD, build.join().unwrap_or_else(|_| Err(anyhow!("it panicked"))));
     });
-    tests(root, &mut checks);
+    let tests = ["test", "--workspace", "--locked", "--no-fail-fast"];
+    checks.add("tests", cargo(&[&tests[..], &["--exclude", VM_TESTS, "--exclude", IMAGE_TESTS]].concat()));
     checks.add("simulated clusters", sim::run(root, &["sim", "--seeds", SIMULATED]));
     checks.add("mutations of the protocol", sim::run(root, &["mutate", "--seeds", MUTATED]));
     if vm && !checks.failed.iter().any(|(name, _)| *name == BUILD) {
@@ -107,78 +103,6 @@ pub(crate) fn run(root: &Path, vm: bool) -> Result<bool> {
         if before == after { Ok(()) } else { Err(anyhow!("the checks changed the tree:\n{after}")) },
     );
     Ok(checks.told())
-}
-
-/// All tests but those of whole images and machines. The supervisor's stories wait for most of their time, for leases and
-/// silences: the others run beside them. There are no tests in documentation.
-fn tests(root: &Path, checks: &mut Checks) {
-    // One selection of packages for all three, or cargo would build dependencies anew with other features.
-    let cargo = |more: &[&str]| {
-        let selection = [
-            "test",
-            "--workspace",
-            "--exclude",
-            VM_TESTS,
-            "--exclude",
-            IMAGE_TESTS,
-            "--locked",
-            "--no-fail-fast",
-        ];
-        sh::cargo(root, &[&selection[..], more].concat())
-    };
-    let (stories, others) = match test_names(root) {
-        Ok(names) => names,
-        Err(error) => return checks.add("tests", Err(error)),
-    };
-    let named = |names: &[String]| -> Vec<String> {
-        names.iter().flat_map(|name| ["--test".to_owned(), name.clone()]).collect()
-    };
-    checks.add("build of the tests", cargo(&["--no-run"]));
-    std::thread::scope(|threads| {
-        let stories = named(&stories);
-        let told = threads.spawn(move || cargo(&stories.iter().map(String::as_str).collect::<Vec<_>>()));
-        let others = named(&others);
-        let others: Vec<&str> =
-            ["--lib", "--bins"].into_iter().chain(others.iter().map(String::as_str)).collect();
-        checks.add("tests", cargo(&others));
-        checks.add("stories beside them", told.join().unwrap_or_else(|_| Err(anyhow!("it panicked"))));
-    });
-}
-
-/// Names of the files of tests: the supervisor's, and all others.
-fn test_names(root: &Path) -> Result<(Vec<String>, Vec<String>)> {
-    let metadata = ["metadata", "--no-deps", "--locked", "--format-version", "1"];
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-    let metadata: Metadata = serde_json::from_str(&sh::output(root, &cargo, &metadata)?)?;
-    let of = |wanted: &dyn Fn(&str) -> bool| -> BTreeSet<String> {
-        let packages = metadata.packages.iter().filter(|package| wanted(&package.name));
-        let targets = packages.flat_map(|package| &package.targets);
-        let tests = targets.filter(|target| target.kind.iter().any(|kind| kind == "test"));
-        tests.map(|target| target.name.clone()).collect()
-    };
-    let stories = of(&|package| package == STORIES);
-    // A name that both have runs with the stories.
-    let others = of(&|package| ![STORIES, VM_TESTS, IMAGE_TESTS].contains(&package));
-    let others = others.difference(&stories).cloned().collect();
-    Ok((stories.into_iter().collect(), others))
-}
-
-/// What `cargo metadata` says of the workspace.
-#[derive(Deserialize)]
-struct Metadata {
-    packages: Vec<Package>,
-}
-
-#[derive(Deserialize)]
-struct Package {
-    name: String,
-    targets: Vec<Target>,
-}
-
-#[derive(Deserialize)]
-struct Target {
-    name: String,
-    kind: Vec<String>,
 }
 
 /// What passed and what did not, told together at the end, each with the time since the one before it.
