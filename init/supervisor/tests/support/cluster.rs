@@ -417,8 +417,8 @@ impl Cluster {
     /// A client that writes numbers into `ledger` for as long as its server answers, and notes each that was
     /// acknowledged.
     pub(crate) fn writer(&self, at: usize, from: u64) -> Writer {
-        let mut child =
-            self.psql(at).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        // What ends it is seen in the test's output.
+        let mut child = self.psql(at).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let acknowledged = Arc::new(Mutex::new(Vec::new()));
         let mut input = child.stdin.take().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
