@@ -107,6 +107,15 @@ enum Linked {
     AtRunTime,
 }
 
+/// Whether cargo sets this for what it runs, of the package that it runs. Build scripts that look at such a variable (ring's
+/// does) are run anew when it changes: `dyad` started by `cargo run`, by a test or by a shell would compile half of
+/// everything again.
+fn tells_of_a_package(name: &str) -> bool {
+    ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_NAME", "CARGO_PRIMARY_PACKAGE", "OUT_DIR"]
+        .iter()
+        .any(|known| name.starts_with(known))
+}
+
 /// Compiles packages; returns the directory that holds what came of it.
 fn compile(root: &Path, offline: bool, packages: &[&str], linked: Linked) -> Result<PathBuf> {
     let target_dir = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
@@ -126,10 +135,11 @@ fn compile(root: &Path, offline: bool, packages: &[&str], linked: Linked) -> Res
         args.push((*package).into());
     }
     // cargo needs the user's environment (CARGO_HOME, proxies); the encoded flags take the place of RUSTFLAGS.
-    process::Command::new(cargo()?)
-        .args(args)
-        .directory(root)
-        .inherit_env()
+    let command = process::Command::new(cargo()?).args(args).directory(root).inherit_env();
+    let names = std::env::vars_os().map(|(name, _)| name);
+    let outer = names.filter(|name| name.to_str().is_some_and(tells_of_a_package));
+    outer
+        .fold(command, process::Command::env_remove)
         .env("CARGO_TARGET_DIR", &target_dir)
         .env("CARGO_ENCODED_RUSTFLAGS", rustflags(root, &target_dir, linked))
         .deadline(COMPILE_DEADLINE)

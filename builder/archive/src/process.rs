@@ -118,6 +118,7 @@ pub struct Command {
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     inherit_env: bool,
+    removed: Vec<OsString>,
     directory: PathBuf,
     stdin: Vec<u8>,
     deadline: Duration,
@@ -143,6 +144,7 @@ impl Command {
             args: Vec::new(),
             env: Vec::new(),
             inherit_env: false,
+            removed: Vec::new(),
             directory: PathBuf::from("/"),
             stdin: Vec::new(),
             deadline: DEADLINE,
@@ -175,6 +177,13 @@ impl Command {
     #[must_use]
     pub fn inherit_env(mut self) -> Self {
         self.inherit_env = true;
+        self
+    }
+
+    /// Takes a variable from what it inherits.
+    #[must_use]
+    pub fn env_remove(mut self, name: impl AsRef<OsStr>) -> Self {
+        self.removed.push(name.as_ref().to_owned());
         self
     }
 
@@ -227,6 +236,9 @@ impl Command {
             if let Some(path) = std::env::var_os("PATH") {
                 command.env("PATH", path);
             }
+        }
+        for name in &self.removed {
+            command.env_remove(name);
         }
         command.env("LC_ALL", "C").envs(self.env.iter().map(|(name, value)| (name, value)));
         // A group of its own: the whole group can be killed, and a Ctrl-C at the terminal is ours to handle.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use dyad_vm_tests::{dyad, program, root, run, stdout};
@@ -85,6 +86,23 @@ fn a_mirror_that_nobody_answers_for() {
     let expected =
         format!("cannot download {mirror}/dists/bookworm/InRelease: io: Connection refused (os error 111)\n");
     assert!(said.ends_with(&expected), "{said}");
+}
+
+/// Build scripts look at what cargo says of a package, and are run anew when that changes: here this test's own.
+#[test]
+fn our_programs_are_compiled_alike_whoever_starts_the_builder() {
+    let dir = TempDir::new().unwrap();
+    let file = definition(&dir, "suite", "suite");
+    let (cargo, seen) = (dir.path().join("cargo"), dir.path().join("seen"));
+    fs::write(&cargo, format!("#!/bin/sh\nenv >> {}\necho no compiler here >&2\nexit 7\n", seen.display()))
+        .unwrap();
+    fs::set_permissions(&cargo, fs::Permissions::from_mode(0o755)).unwrap();
+    let said = refused(&file, &[("CARGO", cargo.to_str().unwrap()), ("CARGO_NET_RETRY", "3")]);
+    assert!(said.contains("compiling ") && said.contains("no compiler here"), "{said}");
+    let seen = fs::read_to_string(&seen).unwrap();
+    assert!(std::env::var_os("CARGO_PKG_NAME").is_some() && !seen.contains("CARGO_PKG_"), "{seen}");
+    assert!(!seen.contains("CARGO_MANIFEST_"), "{seen}");
+    assert!(seen.contains("\nCARGO_NET_RETRY=3\n"), "what the user says is handed on: {seen}");
 }
 
 #[test]

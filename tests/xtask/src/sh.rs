@@ -39,7 +39,15 @@ pub(crate) fn step(dir: &Path, program: &str, args: &[&str], env: &[(&str, &str)
         .collect();
     let shown = shown.join(" ");
     println!("\n$ {shown}");
-    let status = Command::new(program)
+    let mut command = Command::new(program);
+    // What cargo says of xtask's own package: build scripts that look at it would be run anew, and all that uses them.
+    let own = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_NAME", "CARGO_PRIMARY_PACKAGE"];
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| own.iter().any(|known| name.starts_with(known))) {
+            command.env_remove(name);
+        }
+    }
+    let status = command
         .args(args)
         .env("PATH", search_path())
         .envs(env.iter().copied())
