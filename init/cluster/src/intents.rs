@@ -70,8 +70,12 @@ impl State {
         self.arm(Timer::ArbiterSilent, now.plus(self.config.lease_ms));
         self.arm(Timer::ArbiterGone, now.plus(ARBITER_GONE_MS));
         self.adopt(&message.registers);
-        for seat in self.seats.values_mut() {
+        for r in self.config.resources.clone() {
+            // Whom an operator's word was to do without is here.
+            let overruled = self.waits_for_a_word(r);
+            let seat = self.seat_mut(r);
             seat.learned = true;
+            seat.forced &= !overruled;
         }
         self.mirror.request = self.mirror.request.max(message.answered);
         match &message.answer {
@@ -132,6 +136,10 @@ impl State {
                     Some(generation) => self.mirror.won.insert(*resource, generation),
                     None => self.mirror.won.remove(resource),
                 };
+            }
+            if self.waits_for_a_word(*resource) {
+                // The price was told for another register.
+                self.seat_mut(*resource).forced = false;
             }
             self.mirror.registers.insert(*resource, *register);
             self.mirror.no_arbiter.remove(resource);

@@ -74,6 +74,14 @@ pub fn policy(config: &Config) -> Vec<Rule> {
                 seconds(ARBITER_GONE_MS)
             ),
         ));
+        rules.push(rule(
+            "the other node and the witness are lost",
+            format!(
+                "a primary that goes on alone already serves on, until it restarts; any other waits for an operator \
+                 (`dyadctl takeover`), whose word counts once the witness has been away for {}",
+                seconds(ARBITER_GONE_MS)
+            ),
+        ));
     }
     rules.push(rule(
         "PostgreSQL ends or hangs on the primary",

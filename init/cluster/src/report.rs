@@ -4,6 +4,7 @@ use crate::action::Relation;
 use crate::crash::CRASHES_MAX;
 use crate::event::{Link, Timer};
 use crate::phase::Phase;
+use crate::register::Change;
 use crate::state::{State, Voting};
 use crate::types::{Observed, ResourceId};
 
@@ -71,6 +72,8 @@ pub enum Cause {
     Unmarked,
     /// The peer is drained or frozen, or cannot read its own record: it takes nothing over.
     PeerPassive,
+    /// Neither the other node nor the arbiter has answered for so long that an operator has to say who goes on.
+    NeedsOperator,
     /// The other node has promoted and not checkpointed yet: a rewind must wait.
     AwaitsCheckpoint,
 }
@@ -82,6 +85,8 @@ pub enum Price {
     Nothing,
     /// Everything that the holder acknowledged alone since this node was last protected.
     UnprotectedWrites,
+    /// This node has everything that it acknowledged itself; the peer may have taken over since it was last heard.
+    PeersOwnWrites,
     /// It cannot even be told what this node has.
     Unknown,
 }
@@ -127,6 +132,7 @@ impl State {
         let below_sync = phase.serves() && phase != Phase::Sync;
         let table = [
             (self.register(r).is_none(), Cause::NotFounded),
+            (self.needs_a_word(r), Cause::NeedsOperator),
             (seat.split, Cause::Split),
             (phase == Phase::Refused && seat.crashes >= CRASHES_MAX, Cause::CrashLoop),
             (phase == Phase::Refused && !seat.split && seat.crashes < CRASHES_MAX, Cause::DataUnexpected),
@@ -163,9 +169,26 @@ impl State {
         table.into_iter().filter_map(|(holds, cause)| holds.then_some(cause)).collect()
     }
 
-    /// What taking this resource from the peer by force may lose.
+    /// An operator's word ([`crate::event::Command::Force`]) would count here, at the latest once the arbiter is gone.
+    pub fn takes_a_word(&self, r: ResourceId) -> bool {
+        !self.holds(r) || self.waits_for_a_word(r)
+    }
+
+    /// Neither the peer nor an arbiter answers, and nobody but an operator can get this node on.
+    fn needs_a_word(&self, r: ResourceId) -> bool {
+        let stuck = self.waits_for_a_word(r) || self.seat(r).phase == Phase::Following;
+        self.config.voting == Voting::Arbiter && stuck && self.arbiter.gone && self.peer_silent
+    }
+
+    /// What going on with this resource here by force may lose.
     pub fn price(&self, r: ResourceId) -> Price {
         let Some(seat) = self.seats.get(&r) else { return Price::Unknown };
+        if self.holds(r) && self.config.voting == Voting::Arbiter {
+            // From a holder that goes on alone, and has not asked to be protected, nobody takes over.
+            let alone =
+                self.pact(r).is_none() && !self.intent_open(r, |change| matches!(change, Change::Protect(_)));
+            return if alone { Price::Nothing } else { Price::PeersOwnWrites };
+        }
         let (Observed::Known(file), Observed::Known(control)) = (seat.marker, seat.control) else {
             return Price::Unknown;
         };

@@ -13,10 +13,10 @@ impl State {
         if self.runs_lost(r) {
             return self.go(r, Phase::Fenced);
         }
-        let Observed::Known(control) = self.seat(r).control else {
+        if self.seat(r).control == Observed::Unknown {
             self.issue(now, out, Some(r), Action::ReadControl, vec![]);
             return;
-        };
+        }
         if self.seat(r).split {
             return self.go(r, Phase::Refused);
         }
@@ -25,8 +25,7 @@ impl State {
         if mine && self.broken(Mutation::RoleFromDisk) {
             return self.go(r, Phase::Starting);
         }
-        let as_won = self.mirror.won.get(&r) == Some(&control.generation)
-            || self.broken(Mutation::GenerationNotCheckedOnResume);
+        let as_won = self.data_is_as_won(r);
         if !self.seat(r).learned {
             // Rule 10: the standby gave its marker up, so its word is enough while the arbiter is away.
             let alone = self.mirror.no_arbiter.get(&r) == Some(&register.epoch);
@@ -48,6 +47,13 @@ impl State {
         }
         let unraised = self.broken(Mutation::EpochNotRaisedOnResume);
         self.go(r, if unraised { Phase::Starting } else { Phase::Resuming });
+    }
+
+    /// What is on the disk is the copy that the register was won with (rule 5).
+    pub(crate) fn data_is_as_won(&self, r: ResourceId) -> bool {
+        let Observed::Known(control) = self.seat(r).control else { return false };
+        self.mirror.won.get(&r) == Some(&control.generation)
+            || self.broken(Mutation::GenerationNotCheckedOnResume)
     }
 
     /// It outlived an earlier run of the supervisor, and whoever said so: somebody else holds it by now.

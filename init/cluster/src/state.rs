@@ -431,6 +431,7 @@ impl State {
             assert!(round < ROUNDS_MAX, "edges without an event go in a circle: {:?}", self.edges);
             let before = self.edges.len();
             for resource in self.config.resources.clone() {
+                self.obey(resource);
                 self.settle(resource);
                 self.advance_marker(now, resource, out);
                 self.advance_one(now, resource, out);

@@ -70,8 +70,10 @@ impl State {
         claims
     }
 
-    /// An operator takes what the peer holds; the price was shown ([`State::price`]).
+    /// An operator says that this side goes on; the price was shown ([`State::price`]). It takes what the peer holds, or goes on
+    /// with what it holds itself and nobody else answers for any more.
     pub(crate) fn force(&mut self, r: ResourceId) {
+        let waits = self.waits_for_a_word(r);
         let Some(seat) = self.seats.get_mut(&r) else { return };
         let alone = self.config.voting != Voting::Arbiter && seat.phase == Phase::Unlearned && !seat.learned;
         if (seat.phase == Phase::Refused && seat.split) || alone {
@@ -84,6 +86,46 @@ impl State {
             // Nobody may ever answer what it asks.
             seat.forced = true;
             self.go(r, Phase::Forcing);
+        } else if waits {
+            seat.forced = true;
+        }
+    }
+
+    /// Its way on leads through an arbiter: what an operator says meanwhile counts once that is gone.
+    pub(crate) fn waits_for_a_word(&self, r: ResourceId) -> bool {
+        let Some(seat) = self.seats.get(&r) else { return false };
+        let asks =
+            matches!(seat.phase, Phase::Unlearned | Phase::Resuming | Phase::Degrading | Phase::Fenced);
+        let unleased = seat.phase == Phase::Starting && self.pact(r).is_some() && !self.leased();
+        self.config.voting == Voting::Arbiter && self.register(r).is_some() && (asks || unleased)
+    }
+
+    /// Carries out a word that came to a node whose arbiter does not answer. The arbiter will find itself behind.
+    pub(crate) fn obey(&mut self, r: ResourceId) {
+        let seat = self.seat(r);
+        if !seat.forced || self.config.voting != Voting::Arbiter || !self.arbiter.gone {
+            return;
+        }
+        let known = matches!(seat.control, Observed::Known(_));
+        match (seat.phase, self.holds(r)) {
+            // What the register says then leads on: to the end of the synchronous setting, or to serving.
+            (Phase::Degrading | Phase::Resuming, true) if known => self.keep_this_side(r),
+            (Phase::Unlearned, true) if known && !self.runs_lost(r) => {
+                // Its own data, and no other: what an exchanged disk holds nobody has priced.
+                let as_won = self.data_is_as_won(r);
+                if as_won {
+                    self.keep_this_side(r);
+                }
+                self.seat_mut(r).forced = false;
+                self.go(r, if as_won { Phase::Starting } else { Phase::Refused });
+            }
+            (Phase::Unlearned, false) if known && !self.runs_lost(r) => {
+                self.seat_mut(r).learned = true;
+                self.go(r, Phase::Inspecting);
+                self.go(r, Phase::Stopping);
+            }
+            (Phase::Starting, true) if !self.leased() && !self.busy(r) => self.go(r, Phase::Fenced),
+            (_, _) => {}
         }
     }
 

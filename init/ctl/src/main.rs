@@ -161,7 +161,8 @@ enum Command {
         #[arg(value_parser = clap::value_parser!(u32).range(0..=86_400))]
         seconds: u32,
     },
-    /// Take the database from the other node by force; without the flag, say what that may cost
+    /// Let this node go on by force, with what the other node holds or, once the witness is gone too, with what it held itself;
+    /// without the flag, say what that may cost
     Takeover {
         /// What is taken
         #[arg(default_value = RESOURCE)]

@@ -264,6 +264,27 @@ fn taken_by_force(cluster: &Cluster, other: usize) {
     });
 }
 
+/// A holder that restarts with nobody left to ask: it says so, and goes on when an operator says that it may.
+fn left_alone(cluster: &mut Cluster, at: usize) {
+    let there = ids(cluster, at);
+    cluster.power_cut(at);
+    cluster.power_on(at);
+    cluster.wait("that an operator is asked", || {
+        let status = cluster.nodes[at].status();
+        assert_eq!(status.protection, Protection::Down, "{}: it goes on by itself", status.reason);
+        status.reason.contains("`dyadctl takeover`").then_some(())
+    });
+    let take = |peer_is_off| Call::TakeOver(TakeOver { resource: None, peer_is_off });
+    let price = cluster.nodes[at].client().call::<serde_json::Value>(take(false)).unwrap_err().to_string();
+    assert!(price.contains("may lose nothing"), "it acknowledged alone, so nobody took over: {price}");
+    cluster.nodes[at].client().call::<serde_json::Value>(take(true)).unwrap();
+    cluster.wait("that it serves again", || {
+        (cluster.nodes[at].status().protection == Protection::Exposed).then_some(())
+    });
+    cluster.wait_vips(at);
+    assert_eq!(ids(cluster, at), there);
+}
+
 #[test]
 fn without_a_witness_a_lost_holder_is_replaced_by_an_operators_word_alone() {
     story("without_a_witness_a_lost_holder_is_replaced_by_an_operators_word_alone", "wan", |cluster| {
@@ -309,6 +330,10 @@ fn without_a_witness_a_lost_holder_is_replaced_by_an_operators_word_alone() {
         assert!(lost.is_empty(), "acknowledged and not there: {lost:?}");
         let alone = cluster.writer(other, 500_000);
         cluster.wait("writes of the new primary", || (alone.count() >= 20).then_some(()));
+        let acknowledged = [acknowledged, alone.end()].concat();
+        left_alone(cluster, other);
+        let alone = cluster.writer(other, 600_000);
+        cluster.wait("writes after its restart", || (alone.count() >= 20).then_some(()));
         let acknowledged = [acknowledged, alone.end()].concat();
         // The witness comes back before the lost node, which must not go on where it was. The word went past the witness: it
         // grants nothing until somebody enrols it again, and both nodes say so.

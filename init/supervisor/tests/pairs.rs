@@ -6,6 +6,7 @@ mod support;
 
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
 use rustix::process::{Signal, kill_process};
 use supervisor::pg::health::Probes;
@@ -53,7 +54,14 @@ fn a_killed_primary_is_replaced_and_comes_back_by_rewind() {
         b.sql("insert into ledger values (200)");
         assert_eq!(known!(a.server.inspect()), Relation::Diverged);
         let before = known!(a.server.control()).unwrap();
-        let kept = a.server.rewind("7").await.unwrap();
+        // The holder is away just then, and is asked again: nothing is copied whole for that.
+        b.crash().await;
+        let back = async {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            b.server.serve(false).await.unwrap();
+        };
+        let (kept, ()) = tokio::join!(a.server.rewind("7"), back);
+        let kept = kept.unwrap();
         let after = known!(a.server.control()).unwrap();
         assert_eq!(before.system, after.system);
         assert_ne!(before.generation, after.generation, "other data");

@@ -43,6 +43,8 @@ pub(crate) struct View {
     pub(crate) why: Vec<Cause>,
     /// Of a take-over by force.
     pub(crate) price: Price,
+    /// Such an order would count here.
+    pub(crate) takes_a_word: bool,
 }
 
 impl View {
@@ -54,6 +56,7 @@ impl View {
             protection: state.protection(r),
             why: state.why(r),
             price: state.price(r),
+            takes_a_word: state.takes_a_word(r),
         }
     }
 }

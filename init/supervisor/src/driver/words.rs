@@ -7,6 +7,9 @@ use dyad_cluster::report::{Cause, Price};
 pub(crate) fn cause(cause: Cause) -> &'static str {
     match cause {
         Cause::NotLearned => "nobody has told this node yet who holds the database",
+        Cause::NeedsOperator => {
+            "neither the other node nor the witness answers: an operator can let this node go on (`dyadctl takeover`)"
+        }
         Cause::NotFounded => "the database has not been founded yet",
         Cause::ArbiterSilent => "the witness does not answer",
         Cause::ArbiterHeardOne => "the witness has not heard both nodes since it started, and grants nothing",
@@ -82,6 +85,9 @@ pub(crate) fn price(price: Price) -> &'static str {
         Price::Nothing => "nothing: everything that was acknowledged is here",
         Price::UnprotectedWrites => {
             "everything that the other node acknowledged alone since this one was last protected"
+        }
+        Price::PeersOwnWrites => {
+            "what the other node acknowledged if it took over since it was last heard; everything else is here"
         }
         Price::Unknown => "nobody can tell: it is not known what this node has",
     }

@@ -248,7 +248,7 @@ impl Context {
         let TakeOver { resource, peer_is_off } = how;
         known(resource.as_deref())?;
         let member = self.member()?;
-        if member.holds() {
+        if !member.view.takes_a_word {
             return Err(refused("this node holds the database already"));
         }
         if !peer_is_off {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+use tokio::time::{Instant, sleep};
 
 use crate::files::{self, Access, At};
 use crate::pg::adapter::{PgError, Relation, Server};
@@ -17,7 +18,10 @@ use crate::pg::peer::Holder;
 use crate::pg::stance;
 
 /// A rewind reads the log since the fork and copies what changed.
-const REWIND: Duration = Duration::from_secs(590);
+const REWIND: Duration = Duration::from_secs(530);
+/// So long is a holder asked that does not answer, before everything is copied instead.
+const REACHED: Duration = Duration::from_secs(50);
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// How the own data stands, with what the answer rests on.
 struct Standing {
@@ -104,10 +108,24 @@ impl Server {
         Ok(false)
     }
 
+    /// The same, when the alternative to an answer is to copy everything: nothing has been touched yet.
+    async fn standing_at_last(&self) -> Result<Standing, PgError> {
+        let begun = Instant::now();
+        loop {
+            match self.standing().await {
+                Err(error) if begun.elapsed() < REACHED => {
+                    tracing::info!(%error, "the holder is asked again before anything is rewound");
+                    sleep(AGAIN).await;
+                }
+                known => return known,
+            }
+        }
+    }
+
     /// Quarantines the tail that the holder lacks, and rewinds to where the histories part. `label` names the quarantine,
     /// such as the epoch. On any error the data is of use to nobody but [`Server::clone_peer`].
     pub async fn rewind(&self, label: &str) -> Result<PathBuf, PgError> {
-        let standing = self.standing().await?;
+        let standing = self.standing_at_last().await?;
         let (Some(fork), Some(last)) = (standing.fork, standing.last) else { return Err(PgError::NoFork) };
         let kept = self.quarantine_tail(&standing, fork, last, label)?;
         self.renew_generation()?;

@@ -149,7 +149,7 @@ pub(crate) fn conninfo(paths: &Paths, peer: &Peer, role: &str, application: &str
     let hosts: Vec<_> = peer.addresses.iter().map(IpAddr::to_string).collect();
     format!(
         "host={} port={} user={role} dbname=postgres application_name={application} passfile={} sslmode=require \
-         channel_binding=require gssencmode=disable connect_timeout=2 \
+         channel_binding=require gssencmode=disable connect_timeout=4 \
          keepalives_idle=1 keepalives_interval=1 keepalives_count=3 tcp_user_timeout=3000",
         hosts.join(","),
         peer.port,

@@ -241,6 +241,8 @@ impl Cluster {
         let index = usize::from(r.0);
         match action {
             Action::DropSync => {
+                // It may go on by an operator's word.
+                self.settle_price(node, index);
                 let let_go = self.machines[node.index()].databases[index].publish();
                 self.machines[node.index()].databases[index].admitted = true;
                 let_go.into_iter().for_each(|at| self.acknowledge(node, index, at));

@@ -16,7 +16,7 @@ use crate::{Lab, root};
 /// How often.
 #[derive(Debug, Clone, Copy)]
 pub struct Rounds {
-    /// Losses of a node of ours; of everything else a quarter.
+    /// Losses of a node of ours; of everything else a tenth.
     pub ours: usize,
     /// Losses of a node of each of the others.
     pub peers: usize,

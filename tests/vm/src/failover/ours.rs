@@ -174,12 +174,12 @@ impl<'a> Ours<'a> {
         self.back(1 - at, &mut figures.back_standby);
     }
 
-    /// So many losses of the holder, and a quarter of that of everything else.
+    /// So many losses of the holder, and a tenth of that of everything else.
     pub(crate) fn run(&self, rounds: usize) -> Figures {
         let mut figures = Figures::default();
         for round in 0..rounds {
             self.node_loss(&mut figures);
-            if round % 4 == 0 {
+            if round % 10 == 0 {
                 self.disturbed(Process::Postmaster, Signal::KILL, &mut figures.killed);
                 self.disturbed(Process::Postmaster, Signal::STOP, &mut figures.stopped);
                 self.disturbed(Process::Checkpointer, Signal::STOP, &mut figures.checkpointer);
