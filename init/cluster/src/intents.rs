@@ -70,13 +70,7 @@ impl State {
         self.arm(Timer::ArbiterSilent, now.plus(self.config.lease_ms));
         self.arm(Timer::ArbiterGone, now.plus(ARBITER_GONE_MS));
         self.adopt(&message.registers);
-        for r in self.config.resources.clone() {
-            // Whom an operator's word was to do without is here.
-            let overruled = self.waits_for_a_word(r);
-            let seat = self.seat_mut(r);
-            seat.learned = true;
-            seat.forced &= !overruled;
-        }
+        self.learn();
         self.mirror.request = self.mirror.request.max(message.answered);
         match &message.answer {
             Answer::Renewed { sequence } => self.extend_lease(now, *sequence, out),
@@ -92,6 +86,17 @@ impl State {
                 | Refusal::Boot
                 | Refusal::TooLarge,
             ) => {}
+        }
+    }
+
+    /// Who holds what has been told by an arbiter.
+    fn learn(&mut self) {
+        for r in self.config.resources.clone() {
+            // Whom an operator's word was to do without is here.
+            let overruled = self.waits_for_a_word(r);
+            let seat = self.seat_mut(r);
+            seat.learned = true;
+            seat.forced &= !overruled;
         }
     }
 

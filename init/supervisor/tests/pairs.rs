@@ -5,6 +5,7 @@
 mod support;
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -12,6 +13,17 @@ use rustix::process::{Signal, kill_process};
 use supervisor::pg::health::Probes;
 use supervisor::pg::{PgError, Relation};
 use support::pair::{Half, known, protect, protected, story, until};
+
+/// The holder is away just then, and is asked again: nothing is copied whole for that. The quarantine.
+async fn rewound_while_away(own: &Half, holder: &Half) -> PathBuf {
+    holder.crash().await;
+    let back = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        holder.server.serve(false).await.unwrap();
+    };
+    let (kept, ()) = tokio::join!(own.server.rewind("7"), back);
+    kept.unwrap()
+}
 
 #[test]
 fn a_killed_primary_is_replaced_and_comes_back_by_rewind() {
@@ -54,14 +66,7 @@ fn a_killed_primary_is_replaced_and_comes_back_by_rewind() {
         b.sql("insert into ledger values (200)");
         assert_eq!(known!(a.server.inspect()), Relation::Diverged);
         let before = known!(a.server.control()).unwrap();
-        // The holder is away just then, and is asked again: nothing is copied whole for that.
-        b.crash().await;
-        let back = async {
-            tokio::time::sleep(Duration::from_secs(2)).await;
-            b.server.serve(false).await.unwrap();
-        };
-        let (kept, ()) = tokio::join!(a.server.rewind("7"), back);
-        let kept = kept.unwrap();
+        let kept = rewound_while_away(&a, &b).await;
         let after = known!(a.server.control()).unwrap();
         assert_eq!(before.system, after.system);
         assert_ne!(before.generation, after.generation, "other data");
