@@ -90,6 +90,14 @@ pub(crate) struct CutRow {
     pub(crate) to: String,
 }
 
+/// A cable that does not carry frames.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CableRow {
+    /// The NIC's name in the node.
+    pub(crate) nic: String,
+    pub(crate) cable: Cable,
+}
+
 /// One member.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Row {
@@ -103,6 +111,8 @@ pub(crate) struct Row {
     pub(crate) agent: bool,
     /// Phases of the current boot that the console showed.
     pub(crate) phases: Vec<Phase>,
+    /// Its cables that are not plugged in as they should be.
+    pub(crate) cables: Vec<CableRow>,
     /// Why it ended, when it did so by itself.
     pub(crate) end: Option<String>,
 }

@@ -1,5 +1,6 @@
 //! A member in the daemon: its body while there is one, and what can be done to it.
 
+use std::collections::BTreeMap;
 use std::process::Child;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use serde_json::Value;
 
 use crate::clock::Deadline;
 use crate::console::Console;
-use crate::control::{Cable, Power, Row};
+use crate::control::{Cable, CableRow, Power, Row};
 use crate::error::{Doing, LabError, Result, refuse};
 use crate::member::{Body, Ended, Kind};
 use crate::process::Launch;
@@ -46,6 +47,8 @@ struct Running {
     power: Power,
     /// Somebody asked for its end, so an end is no news.
     ending: bool,
+    /// Those that were pulled or made silent since it started.
+    cables: BTreeMap<Role, Cable>,
 }
 
 impl Slot {
@@ -80,7 +83,8 @@ impl Slot {
                 return refuse(format!("{} did not start: {e}", self.name()));
             }
         };
-        inner.running = Some(Running { body: body.clone(), power: Power::On, ending: false });
+        inner.running =
+            Some(Running { body: body.clone(), power: Power::On, ending: false, cables: BTreeMap::new() });
         drop(inner);
         let slot = self.clone();
         std::thread::Builder::new()
@@ -209,7 +213,14 @@ impl Slot {
 
     /// Plugs one of its cables in, pulls it, or lets it carry nothing.
     pub(crate) fn cable(&self, role: Role, cable: Cable) -> Result<()> {
-        self.with(|r| r.body.cable(role, cable))
+        self.with(|r| {
+            r.body.cable(role, cable)?;
+            match cable {
+                Cable::Plugged => r.cables.remove(&role),
+                Cable::Unplugged | Cable::Silent => r.cables.insert(role, cable),
+            };
+            Ok(())
+        })
     }
 
     /// The console of the running member.
@@ -230,17 +241,21 @@ impl Slot {
     /// How it is.
     pub(crate) fn row(&self) -> Row {
         let name = self.name();
-        let (body, power, end) = {
+        let (body, power, cables, end) = {
             let inner = self.lock();
             let running = inner.running.as_ref();
-            (running.map(|r| r.body.clone()), running.map_or(Power::Off, |r| r.power), inner.end.clone())
+            let cables = running.map(|r| r.cables.clone()).unwrap_or_default();
+            let power = running.map_or(Power::Off, |r| r.power);
+            (running.map(|r| r.body.clone()), power, cables, inner.end.clone())
         };
+        let cables = cables.into_iter().map(|(role, cable)| CableRow { nic: role.name().into(), cable });
         Row {
             name,
             power,
             pid: body.as_ref().map(|b| b.pid().as_raw()),
             agent: power == Power::On && body.as_ref().is_some_and(|b| b.agent()),
             phases: body.and_then(|b| b.console().map(|c| c.phases())).unwrap_or_default(),
+            cables: cables.collect(),
             end,
         }
     }

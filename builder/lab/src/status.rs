@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::commands::{machines, pretty, print};
-use crate::control::{CutRow, Power, Request, Row, ask_for};
+use crate::control::{CableRow, CutRow, Power, Request, Row, ask_for};
 use crate::error::{LabError, Result};
 use crate::state::StateDir;
 use crate::topology::WITNESS;
@@ -40,6 +40,8 @@ struct LabNode {
     power: Power,
     /// How far its boot is, as its console showed.
     phase: String,
+    /// Its cables that are pulled or carry nothing.
+    cables: Vec<CableRow>,
 }
 
 /// What was learnt of a node.
@@ -131,6 +133,11 @@ pub(crate) fn show(state: &StateDir, as_json: bool) -> Result<()> {
     if let Some(witness) = &status.witness {
         text += &format!("{WITNESS:8} {}\n", word(&witness.power));
     }
+    for node in &status.nodes {
+        for CableRow { nic, cable } in &node.cables {
+            text += &format!("cable: {nic} of {} is {}\n", node.row.name, word(cable));
+        }
+    }
     for cut in &status.cuts {
         text += &format!("cut: nothing that {} sends reaches {}\n", cut.from, cut.to);
     }
@@ -192,7 +199,7 @@ fn combine(rows: &[Row], groups: &[Group<'_>]) -> LabStatus {
         let own = |said: &Status| said.nodes.iter().find(|n| n.name == row.name).cloned();
         let node = seen.said.as_ref().ok().and_then(own).unwrap_or(silent);
         let phase = row.phases.last().map(|p| p.name.clone()).unwrap_or_default();
-        status.nodes.push(LabNode { row: node, power: row.power, phase });
+        status.nodes.push(LabNode { row: node, power: row.power, phase, cables: row.cables.clone() });
     }
     status.reason = reasons.join("; ");
     status
@@ -213,7 +220,15 @@ mod tests {
     use super::*;
 
     fn row(name: &str, power: Power) -> Row {
-        Row { name: name.into(), power, pid: None, agent: true, phases: Vec::new(), end: None }
+        Row {
+            name: name.into(),
+            power,
+            pid: None,
+            agent: true,
+            phases: Vec::new(),
+            cables: Vec::new(),
+            end: None,
+        }
     }
 
     fn said(name: &str, protection: &str) -> Status {

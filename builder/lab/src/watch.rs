@@ -78,6 +78,11 @@ fn draw(status: &Value, colours: bool) -> String {
         );
         screen += &format!("{}\n", row.trim_end());
     }
+    for (name, node) in list(status, "nodes").map(|node| (text(node, "name"), node)) {
+        for cable in list(node, "cables") {
+            screen += &format!("cable {} of {name} is {}\n", text(cable, "nic"), text(cable, "cable"));
+        }
+    }
     screen += "\n";
     for vip in list(status, "vips") {
         let holder = vip["holder"].as_str().unwrap_or("nobody");
@@ -125,7 +130,8 @@ mod tests {
         let status = json!({
             "protection": "EXPOSED", "reason": "node-a: not paired ".repeat(9), "resources": [],
             "nodes": [
-                {"name": "node-a", "role": "primary", "up": true, "lag_bytes": 0, "power": "on", "phase": "init"},
+                {"name": "node-a", "role": "primary", "up": true, "lag_bytes": 0, "power": "on", "phase": "init",
+                 "cables": [{"nic": "repl0", "cable": "silent"}]},
                 {"name": "node-b", "role": "none", "up": false, "lag_bytes": null, "power": "off", "phase": ""},
             ],
             "witness": {"power": "paused"}, "cuts": [{"from": "node-a", "to": "node-b"}],
@@ -138,7 +144,8 @@ mod tests {
         assert_eq!(lines[3], "node-a     on         primary    answers                node-b");
         assert_eq!(lines[4], "node-b     off        none       -");
         assert_eq!(lines[5], "witness    paused     third vote");
-        assert_eq!(lines[7], "address 10.77.0.100 is answered by nobody");
+        assert_eq!(lines[6], "cable repl0 of node-a is silent");
+        assert_eq!(lines[8], "address 10.77.0.100 is answered by nobody");
         assert!(lines.iter().all(|line| line.len() <= 100) && lines.len() <= 24, "{screen}");
         assert!(draw(&status, true).starts_with("\x1b[1;33mEXPOSED\x1b[0m"));
     }

@@ -186,11 +186,17 @@ fn cuts(user: &User) {
 
 /// One that is pulled, and one that carries nothing.
 fn cables(user: &User) {
-    for how in [&["unplug", "node-b", "lan0"][..], &["unplug", "node-b", "lan0", "--silent"]] {
+    let ways = [
+        (&["unplug", "node-b", "lan0"][..], "unplugged"),
+        (&["unplug", "node-b", "lan0", "--silent"], "silent"),
+    ];
+    for (how, shown) in ways {
         user.ok("one", how);
+        assert_eq!(status(user)["nodes"][1]["cables"], serde_json::json!([{"nic": "lan0", "cable": shown}]));
         assert!(!pings(user, "10.77.0.12") && pings(user, "10.77.0.11"), "{how:?}");
         user.ok("one", &["plug", "node-b", "lan0"]);
         wait("plugged in", PATIENCE, || pings(user, "10.77.0.12"));
+        assert_eq!(status(user)["nodes"][1]["cables"], serde_json::json!([]));
     }
     assert!(user.refused("one", &["unplug", "node-b", "lan7"]).contains("lan0, lan1, repl0, repl1"));
     assert!(user.refused("one", &["unplug", "witness", "lan0"]).contains("dyad lab cut"));

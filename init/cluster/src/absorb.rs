@@ -54,7 +54,7 @@ impl State {
                 self.timers.remove(&Timer::Freeze);
             }
             Command::Freeze(span_ms) => self.arm(Timer::Freeze, now.plus(span_ms)),
-            Command::Force(r) => self.force(r),
+            Command::Force(r, second) => self.force(r, second),
             Command::Retry(r) => {
                 // Without a third vote only an operator can say that what the peer knows is all there is to know.
                 self.mirror_readable |= self.config.voting != Voting::Arbiter;
@@ -100,6 +100,8 @@ impl State {
     fn hear_peer(&mut self, now: Tick, message: ToPeer, out: &mut Actions) {
         self.peer_silent = false;
         self.peer_may_be_on();
+        // It is not off, as an operator believed.
+        self.config.resources.clone().into_iter().for_each(|r| self.void_word(r));
         self.arm(Timer::PeerSilent, now.plus(self.config.lease_ms));
         match message {
             ToPeer::Mirror(Some(registers)) => self.peer_mirror(&registers),

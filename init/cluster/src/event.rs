@@ -83,8 +83,9 @@ pub enum Command {
     Undrain,
     /// No automatic moves for this many milliseconds; zero ends it.
     Freeze(u64),
-    /// Take the other node's resource, at the price that [`crate::State::price`] names.
-    Force(ResourceId),
+    /// This node goes on with the resource, at the price that [`crate::State::price`] names. In seconds since 1970 when that was
+    /// said: of two such words the later one stands.
+    Force(ResourceId, u64),
     /// Look again at what was refused; the reason for the refusal is judged afresh. Without a third vote, on a node that
     /// cannot read its mirror: what the peer knows, of every resource, is all there is to know.
     Retry(ResourceId),

@@ -14,8 +14,11 @@ use crate::types::{Epoch, Generation, Greeting, Incarnation, Observed, RequestId
 /// Without an arbiter, a change that was made after the other node was switched off goes this far ahead of the epoch that it
 /// knows: whatever the other node did by itself in the meantime (resume after a restart) comes before it.
 const JUMP: u64 = 1 << 20;
-/// And an operator's word this far: it counts more than what either node did by itself, also what both have forgotten.
-const WORD: u64 = 1 << 40;
+/// An operator's word counts more than what either node did by itself, also what both have forgotten: its epoch is the second in
+/// which it was given, above so many bits.
+const SECOND_BITS: u32 = 20;
+/// No clock is believed that says more; the epochs of so many seconds still are exact in JSON.
+const SECONDS_MAX: u64 = 1 << 33;
 
 /// An unanswered batch is sent again after this long.
 const RESEND_MS: u64 = 500;
@@ -91,12 +94,13 @@ impl State {
 
     /// Who holds what has been told by an arbiter.
     fn learn(&mut self) {
+        let out = self.arbiter_is_out();
         for r in self.config.resources.clone() {
-            // Whom an operator's word was to do without is here.
-            let overruled = self.waits_for_a_word(r);
-            let seat = self.seat_mut(r);
-            seat.learned = true;
-            seat.forced &= !overruled;
+            self.seat_mut(r).learned = true;
+            if !out {
+                // Whom an operator's word was to do without is here.
+                self.void_word(r);
+            }
         }
     }
 
@@ -142,19 +146,35 @@ impl State {
                     None => self.mirror.won.remove(resource),
                 };
             }
-            if self.waits_for_a_word(*resource) {
-                // The price was told for another register.
-                self.seat_mut(*resource).forced = false;
-            }
+            // The price was told for another register.
+            self.void_word(*resource);
             self.mirror.registers.insert(*resource, *register);
             self.mirror.no_arbiter.remove(resource);
         }
+        self.close_overtaken();
+    }
+
+    fn close_overtaken(&mut self) {
         let overtaken = |(cas, _): &(Cas, Generation)| {
             self.mirror.registers.get(&cas.resource).is_some_and(|r| r.epoch > cas.expect)
         };
         if self.mirror.intent.as_ref().is_some_and(|intent| intent.items.iter().all(overtaken)) {
             self.mirror.intent = None;
         }
+    }
+
+    /// A word went past the arbiter. It is greeted anew: before it may grant anything it finds itself behind.
+    fn pass_the_arbiter(&mut self) {
+        if self.config.voting == Voting::Arbiter {
+            self.close_overtaken();
+            self.arbiter.session = None;
+        }
+    }
+
+    /// The epoch of an operator's word: of two the later one stands, and those of two nodes are never the same.
+    fn word_epoch(&self, now: Epoch, second: u64) -> Epoch {
+        let second = second.min(SECONDS_MAX).max((now.0 >> SECOND_BITS) + 1).min(u64::MAX >> SECOND_BITS);
+        Epoch(second << SECOND_BITS | (self.config.me.index() as u64) << (SECOND_BITS - 1))
     }
 
     fn close_superseded(&mut self, answered: RequestId) {
@@ -193,7 +213,7 @@ impl State {
         self.arm(Timer::Retry(Some(r)), now.plus(RETRY_MS));
         match self.seat(r).phase {
             Phase::Claiming | Phase::Forcing => {
-                self.seat_mut(r).forced = false;
+                self.seat_mut(r).forced = None;
                 self.go(r, Phase::Attaching);
             }
             Phase::Protecting => self.give_up(now, r),
@@ -290,7 +310,7 @@ impl State {
         // enrolled again. Nor does it wait for what was asked before and may be answered late: whatever of it happens for
         // this resource makes this node the holder, under an epoch that the word is far ahead of.
         let forced = |s: &State| s.seats.values().any(|seat| seat.phase == Phase::Forcing);
-        if self.arbiter.gone && forced(self) {
+        if self.arbiter_is_out() && forced(self) {
             return self.decide_alone(now, out);
         }
         if self.mirror.intent.is_none() {
@@ -343,7 +363,8 @@ impl State {
                 continue;
             };
             if cas.change == Change::Force {
-                next.epoch.0 += WORD;
+                let second = self.seat(cas.resource).forced.unwrap_or(0);
+                next.epoch = self.word_epoch(cas.expect, second);
             } else if fences {
                 next.epoch.0 += JUMP;
             }
@@ -351,6 +372,9 @@ impl State {
                 self.mirror.won.insert(cas.resource, generation);
             }
             self.mirror.registers.insert(cas.resource, next);
+            if cas.change == Change::Force {
+                self.pass_the_arbiter();
+            }
             changed = true;
         }
         changed
@@ -359,18 +383,19 @@ impl State {
     /// Nobody but an operator can say which side goes on: two histories of one epoch (which only a fence device that lied
     /// can make; both sides have stopped), or a peer that cannot be consulted. The other side is then repaired like any
     /// diverged standby.
-    pub(crate) fn keep_this_side(&mut self, r: ResourceId) {
+    pub(crate) fn keep_this_side(&mut self, r: ResourceId, second: u64) {
         let (Some(register), Observed::Known(control)) = (self.register(r), self.seat(r).control) else {
             return;
         };
         let kept = Register {
-            epoch: Epoch(register.epoch.0 + WORD),
+            epoch: self.word_epoch(register.epoch, second),
             mode: Mode::Solo,
             holder: self.config.me,
             reason: Reason::Forced,
         };
         self.mirror.registers.insert(r, kept);
         self.mirror.won.insert(r, control.generation);
+        self.pass_the_arbiter();
         self.seat_mut(r).split = false;
         if self.seat(r).phase == Phase::Refused {
             self.forget(r);
@@ -493,13 +518,13 @@ impl State {
                     let seat = self.seat_mut(r);
                     seat.epoch = register.epoch;
                     // The price was told for another register.
-                    seat.forced = false;
+                    seat.forced = None;
                     return;
                 }
                 Phase::Fenced
             }
         };
-        self.seat_mut(r).forced = false;
+        self.seat_mut(r).forced = None;
         self.go(r, next);
     }
 }

@@ -134,7 +134,7 @@ pub const EDGES: &[(Phase, Phase, &str)] = {
     &[
         (Unlearned, Founding, "operator founds"),
         (Unlearned, Resuming, "register: held here"),
-        (Unlearned, Starting, "no arbiter, peer consulted"),
+        (Unlearned, Starting, "no arbiter and the peer consulted, or an operator's word"),
         (Unlearned, Inspecting, "register: held by the peer"),
         (Unlearned, Fenced, "runs, and is held by the peer or the lease is lost"),
         (Unlearned, Refused, "data is not what was won with"),

@@ -4,9 +4,8 @@ use crate::action::Relation;
 use crate::crash::CRASHES_MAX;
 use crate::event::{Link, Timer};
 use crate::phase::Phase;
-use crate::register::Change;
 use crate::state::{State, Voting};
-use crate::types::{Observed, ResourceId};
+use crate::types::{Observed, ResourceId, SystemId};
 
 /// The first line of the status screen, for one resource. Best first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,10 +84,23 @@ pub enum Price {
     Nothing,
     /// Everything that the holder acknowledged alone since this node was last protected.
     UnprotectedWrites,
-    /// This node has everything that it acknowledged itself; the peer may have taken over since it was last heard.
+    /// This node has everything that it acknowledged itself; the peer may have gone on since it was last heard.
     PeersOwnWrites,
     /// It cannot even be told what this node has.
     Unknown,
+}
+
+/// What [`crate::event::Command::Force`] would do now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Word {
+    /// This node would go on.
+    Counts,
+    /// Nothing: it serves.
+    Holds,
+    /// Nothing yet: an arbiter is asked, which grants, or was heard less than a minute ago.
+    Asked,
+    /// Nothing: what this node does must end first.
+    NotNow,
 }
 
 impl State {
@@ -169,29 +181,24 @@ impl State {
         table.into_iter().filter_map(|(holds, cause)| holds.then_some(cause)).collect()
     }
 
-    /// An operator's word ([`crate::event::Command::Force`]) would count here, at the latest once the arbiter is gone.
-    pub fn takes_a_word(&self, r: ResourceId) -> bool {
-        !self.holds(r) || self.waits_for_a_word(r)
-    }
-
     /// Neither the peer nor an arbiter answers, and nobody but an operator can get this node on.
     fn needs_a_word(&self, r: ResourceId) -> bool {
-        let stuck = self.waits_for_a_word(r) || self.seat(r).phase == Phase::Following;
-        self.config.voting == Voting::Arbiter && stuck && self.arbiter.gone && self.peer_silent
+        let gone = self.config.voting == Voting::Arbiter && self.arbiter.gone;
+        gone && self.peer_silent && self.word(r) == Word::Counts
     }
 
     /// What going on with this resource here by force may lose.
     pub fn price(&self, r: ResourceId) -> Price {
         let Some(seat) = self.seats.get(&r) else { return Price::Unknown };
         if self.holds(r) && self.config.voting == Voting::Arbiter {
-            // From a holder that goes on alone, and has not asked to be protected, nobody takes over.
-            let alone =
-                self.pact(r).is_none() && !self.intent_open(r, |change| matches!(change, Change::Protect(_)));
-            return if alone { Price::Nothing } else { Price::PeersOwnWrites };
+            return if self.data_is_as_won(r) { Price::PeersOwnWrites } else { Price::Unknown };
         }
         let (Observed::Known(file), Observed::Known(control)) = (seat.marker, seat.control) else {
             return Price::Unknown;
         };
+        if control.system == SystemId(0) {
+            return Price::Unknown;
+        }
         // Else the holder may have gone on alone without this node knowing. An arbiter that grants refuses a change that
         // was asked for under an older register.
         let known = match self.config.voting {

@@ -116,7 +116,8 @@ pub(crate) struct Seat {
     pub(crate) relation: Option<Relation>,
     /// Somebody or something wants it on the other node.
     pub(crate) leave: bool,
-    pub(crate) forced: bool,
+    /// An operator's word that is not carried out yet: when it was given.
+    pub(crate) forced: Option<u64>,
     pub(crate) flaps: u8,
     /// It ended by itself, or hangs and was killed, while the standby had everything: the standby may take it.
     pub(crate) crashed: bool,
@@ -233,7 +234,7 @@ impl State {
             renounced: None,
             relation: None,
             leave: false,
-            forced: false,
+            forced: None,
             flaps: 0,
             crashed: false,
             crashes: 0,
@@ -341,6 +342,9 @@ impl State {
             seat.attempt = 0;
         }
         seat.phase = to;
+        if !matches!(to, Phase::Unlearned | Phase::Fenced | Phase::Stopping | Phase::Forcing) {
+            seat.forced = None;
+        }
         match to {
             Phase::Alone | Phase::Sync => seat.clients_in = true,
             Phase::Starting | Phase::HeldBack | Phase::Promoting => seat.clients_in = false,

@@ -6,8 +6,9 @@ use crate::event::{Link, Timer};
 use crate::message::ToPeer;
 use crate::mutation::Mutation;
 use crate::phase::Phase;
+use crate::report::Word;
 use crate::state::{State, Voting};
-use crate::types::{Observed, Pact, ResourceId, Tick};
+use crate::types::{Observed, Pact, ResourceId, SystemId, Tick};
 
 impl State {
     fn marker(&self, r: ResourceId) -> Option<Marker> {
@@ -72,27 +73,48 @@ impl State {
 
     /// An operator says that this side goes on; the price was shown ([`State::price`]). It takes what the peer holds, or goes on
     /// with what it holds itself and nobody else answers for any more.
-    pub(crate) fn force(&mut self, r: ResourceId) {
-        let waits = self.waits_for_a_word(r);
-        let Some(seat) = self.seats.get_mut(&r) else { return };
-        let alone = self.config.voting != Voting::Arbiter && seat.phase == Phase::Unlearned && !seat.learned;
-        if (seat.phase == Phase::Refused && seat.split) || alone {
-            return self.keep_this_side(r);
-        }
-        if matches!(seat.phase, Phase::Following | Phase::Inspecting | Phase::Attaching | Phase::Cloning) {
-            seat.forced = true;
-            self.go(r, Phase::Stopping);
-        } else if seat.phase == Phase::Claiming {
+    pub(crate) fn force(&mut self, r: ResourceId, second: u64) {
+        let word = self.word(r);
+        let Some(seat) = self.seats.get_mut(&r).filter(|_| word == Word::Counts) else { return };
+        match seat.phase {
+            Phase::Following | Phase::Inspecting | Phase::Attaching | Phase::Cloning => {
+                seat.forced = Some(second);
+                self.go(r, Phase::Stopping);
+            }
             // Nobody may ever answer what it asks.
-            seat.forced = true;
-            self.go(r, Phase::Forcing);
-        } else if waits {
-            seat.forced = true;
+            Phase::Claiming => {
+                seat.forced = Some(second);
+                self.go(r, Phase::Forcing);
+            }
+            _ if self.config.voting == Voting::Arbiter => seat.forced = Some(second),
+            _ => self.keep_this_side(r, second),
         }
     }
 
-    /// Its way on leads through an arbiter: what an operator says meanwhile counts once that is gone.
-    pub(crate) fn waits_for_a_word(&self, r: ResourceId) -> bool {
+    /// What an operator's word would do now.
+    pub fn word(&self, r: ResourceId) -> Word {
+        let Some(seat) = self.seats.get(&r) else { return Word::NotNow };
+        let follows = matches!(
+            seat.phase,
+            Phase::Following | Phase::Inspecting | Phase::Attaching | Phase::Cloning | Phase::Claiming
+        );
+        let unlearned = seat.phase == Phase::Unlearned && !seat.learned;
+        let alone = self.config.voting != Voting::Arbiter && unlearned;
+        if follows || alone || (seat.phase == Phase::Refused && seat.split) {
+            return Word::Counts;
+        }
+        if self.asks_an_arbiter(r) {
+            return match (self.arbiter_is_out(), self.mirror_readable) {
+                (false, _) => Word::Asked,
+                (true, true) => Word::Counts,
+                (true, false) => Word::NotNow,
+            };
+        }
+        if seat.phase.serves() { Word::Holds } else { Word::NotNow }
+    }
+
+    /// Its way on leads through an arbiter.
+    fn asks_an_arbiter(&self, r: ResourceId) -> bool {
         let Some(seat) = self.seats.get(&r) else { return false };
         let asks =
             matches!(seat.phase, Phase::Unlearned | Phase::Resuming | Phase::Degrading | Phase::Fenced);
@@ -100,32 +122,47 @@ impl State {
         self.config.voting == Voting::Arbiter && self.register(r).is_some() && (asks || unleased)
     }
 
-    /// Carries out a word that came to a node whose arbiter does not answer. The arbiter will find itself behind.
+    /// Nobody can wait for it: it has been away for long, or is there and will not grant anything.
+    pub(crate) fn arbiter_is_out(&self) -> bool {
+        let arbiter = &self.arbiter;
+        arbiter.gone || arbiter.amnesia || (!arbiter.silent && !arbiter.heard_both)
+    }
+
+    /// What an operator knew when a word was given has changed before it could be carried out.
+    pub(crate) fn void_word(&mut self, r: ResourceId) {
+        let seat = self.seat_mut(r);
+        if !matches!(seat.phase, Phase::Stopping | Phase::Forcing) {
+            seat.forced = None;
+        }
+    }
+
+    /// Carries out a word that was given where only an arbiter could have led on.
     pub(crate) fn obey(&mut self, r: ResourceId) {
-        let seat = self.seat(r);
-        if !seat.forced || self.config.voting != Voting::Arbiter || !self.arbiter.gone {
+        if !self.asks_an_arbiter(r) || !self.arbiter_is_out() {
             return;
         }
-        let known = matches!(seat.control, Observed::Known(_));
-        match (seat.phase, self.holds(r)) {
+        let (seat, holds) = (self.seat(r), self.holds(r));
+        let (Some(second), Observed::Known(control)) = (seat.forced, seat.control) else { return };
+        match seat.phase {
             // What the register says then leads on: to the end of the synchronous setting, or to serving.
-            (Phase::Degrading | Phase::Resuming, true) if known => self.keep_this_side(r),
-            (Phase::Unlearned, true) if known && !self.runs_lost(r) => {
-                // Its own data, and no other: what an exchanged disk holds nobody has priced.
-                let as_won = self.data_is_as_won(r);
-                if as_won {
-                    self.keep_this_side(r);
-                }
-                self.seat_mut(r).forced = false;
-                self.go(r, if as_won { Phase::Starting } else { Phase::Refused });
-            }
-            (Phase::Unlearned, false) if known && !self.runs_lost(r) => {
+            Phase::Degrading | Phase::Resuming if holds => self.keep_this_side(r, second),
+            Phase::Unlearned if self.runs_lost(r) => {}
+            Phase::Unlearned if !holds && seat.running.is_some() => {
                 self.seat_mut(r).learned = true;
-                self.go(r, Phase::Inspecting);
-                self.go(r, Phase::Stopping);
+                self.go(r, Phase::Following);
+                self.force(r, second);
             }
-            (Phase::Starting, true) if !self.leased() && !self.busy(r) => self.go(r, Phase::Fenced),
-            (_, _) => {}
+            Phase::Unlearned => {
+                // No other data than what the price was told for: a disk may have been exchanged, a rewind cut short.
+                let own = control.system != SystemId(0) && (!holds || self.data_is_as_won(r));
+                if own {
+                    self.keep_this_side(r, second);
+                }
+                self.go(r, if own { Phase::Starting } else { Phase::Refused });
+            }
+            // From there it comes to be unlearned, with this word.
+            Phase::Starting if !self.busy(r) => self.go(r, Phase::Fenced),
+            _ => {}
         }
     }
 
@@ -137,7 +174,7 @@ impl State {
 
     fn claim_or_return(&mut self, r: ResourceId) {
         self.seat_mut(r).link = Observed::Known(Link::Down);
-        if self.seat(r).forced {
+        if self.seat(r).forced.is_some() {
             return self.go(r, Phase::Forcing);
         }
         // What began this must still hold: the peer may be heard again, and an operator's word counts for one register only.

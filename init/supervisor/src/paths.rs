@@ -69,6 +69,11 @@ impl Paths {
         self.at("/data/pg/generation")
     }
 
+    /// There while the data is being rewound: until that has ended it is of use to nobody.
+    pub(crate) fn pg_rewinding(&self) -> PathBuf {
+        self.at("/data/pg/rewinding")
+    }
+
     /// Room that is given up when the volume is full.
     pub(crate) fn pg_reserve(&self) -> PathBuf {
         self.at("/data/pg/reserve")

@@ -268,17 +268,24 @@ fn taken_by_force(cluster: &Cluster, other: usize) {
 /// acknowledges then.
 fn left_alone(cluster: &mut Cluster, at: usize) -> Vec<u64> {
     let there = ids(cluster, at);
+    let take = |cluster: &Cluster, peer_is_off| {
+        let call = Call::TakeOver(TakeOver { resource: None, peer_is_off });
+        cluster.nodes[at].client().call::<serde_json::Value>(call)
+    };
     cluster.power_cut(at);
     cluster.power_on(at);
+    cluster.wait("that the witness is waited for", || {
+        let early = take(cluster, true).unwrap_err().to_string();
+        early.contains("the witness is asked who goes on").then_some(())
+    });
     cluster.wait("that an operator is asked", || {
         let status = cluster.nodes[at].status();
         assert_eq!(status.protection, Protection::Down, "{}: it goes on by itself", status.reason);
         status.reason.contains("`dyadctl takeover`").then_some(())
     });
-    let take = |peer_is_off| Call::TakeOver(TakeOver { resource: None, peer_is_off });
-    let price = cluster.nodes[at].client().call::<serde_json::Value>(take(false)).unwrap_err().to_string();
-    assert!(price.contains("may lose nothing"), "it acknowledged alone, so nobody took over: {price}");
-    cluster.nodes[at].client().call::<serde_json::Value>(take(true)).unwrap();
+    let price = take(cluster, false).unwrap_err().to_string();
+    assert!(price.contains("if it went on since it was last heard; everything else is here"), "{price}");
+    take(cluster, true).unwrap();
     cluster.wait("that it serves again", || {
         (cluster.nodes[at].status().protection == Protection::Exposed).then_some(())
     });

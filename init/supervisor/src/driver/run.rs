@@ -11,7 +11,7 @@ use dyad_cluster::event::{Event, Timer};
 use dyad_cluster::eventlog::Entry;
 use dyad_cluster::phase::Phase;
 use dyad_cluster::register::Register;
-use dyad_cluster::report::{Cause, Price, Protection};
+use dyad_cluster::report::{Cause, Price, Protection, Word};
 use dyad_cluster::types::{ResourceId, Tick};
 use dyad_cluster::{State, step};
 use tokio::sync::{mpsc, watch};
@@ -43,8 +43,8 @@ pub(crate) struct View {
     pub(crate) why: Vec<Cause>,
     /// Of a take-over by force.
     pub(crate) price: Price,
-    /// Such an order would count here.
-    pub(crate) takes_a_word: bool,
+    /// What an order of that kind would do.
+    pub(crate) word: Word,
 }
 
 impl View {
@@ -56,7 +56,7 @@ impl View {
             protection: state.protection(r),
             why: state.why(r),
             price: state.price(r),
-            takes_a_word: state.takes_a_word(r),
+            word: state.word(r),
         }
     }
 }

@@ -164,18 +164,8 @@ impl Shown {
                 Some(_) | None => (self.name(self.me), &own),
             },
         };
-        let (holder, Status { protection, why, .. }) = says;
-        match protection {
-            Level::Full => (Shows::Protected, "losing either node loses nothing and needs nobody".into()),
-            Level::NoTakeOver => (
-                Shows::Synced,
-                format!(
-                    "every acknowledged write is on both nodes, and a take-over needs an operator: {why}"
-                ),
-            ),
-            Level::OneCopy => (Shows::Exposed, format!("losing {holder} loses data or service: {why}")),
-            Level::Standby | Level::Down => (Shows::Down, format!("the database is not served: {why}")),
-        }
+        let (holder, Status { protection, phase, why, .. }) = says;
+        words::first_line(*protection, holder, *phase, why)
     }
 
     /// One row for each member.

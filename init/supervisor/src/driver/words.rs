@@ -1,7 +1,10 @@
 //! What the core knows, in words for operators.
 
+use dyad_api::operator::Protection as Shows;
 use dyad_cluster::phase::Phase;
 use dyad_cluster::report::{Cause, Price};
+
+use super::peer::Level;
 
 /// One cause, in words.
 pub(crate) fn cause(cause: Cause) -> &'static str {
@@ -47,6 +50,21 @@ pub(crate) fn causes(all: &[Cause]) -> String {
     all.iter().map(|one| cause(*one)).collect::<Vec<_>>().join("; ")
 }
 
+/// How well the database is protected, and why it is no better: what its holder says, or whoever comes next to one.
+pub(crate) fn first_line(level: Level, holder: &str, phase: Phase, why: &str) -> (Shows, String) {
+    // Between two steps there may be no cause, and what it does says more than nothing.
+    let why = if why.is_empty() { format!("{holder} is {}", self::phase(phase)) } else { why.to_owned() };
+    match level {
+        Level::Full => (Shows::Protected, "losing either node loses nothing and needs nobody".into()),
+        Level::NoTakeOver => (
+            Shows::Synced,
+            format!("every acknowledged write is on both nodes, and a take-over needs an operator: {why}"),
+        ),
+        Level::OneCopy => (Shows::Exposed, format!("losing {holder} loses data or service: {why}")),
+        Level::Standby | Level::Down => (Shows::Down, format!("the database is not served: {why}")),
+    }
+}
+
 /// What a node does for the database, in words.
 pub(crate) fn phase(phase: Phase) -> &'static str {
     match phase {
@@ -87,8 +105,24 @@ pub(crate) fn price(price: Price) -> &'static str {
             "everything that the other node acknowledged alone since this one was last protected"
         }
         Price::PeersOwnWrites => {
-            "what the other node acknowledged if it took over since it was last heard; everything else is here"
+            "what the other node acknowledged if it went on since it was last heard; everything else is here"
         }
         Price::Unknown => "nobody can tell: it is not known what this node has",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_line_always_says_why() {
+        let told = first_line(Level::Down, "node-a", Phase::Admitting, "");
+        assert_eq!(
+            told,
+            (Shows::Down, "the database is not served: node-a is primary, letting clients in".into())
+        );
+        let told = first_line(Level::OneCopy, "node-a", Phase::Alone, "the other node does not answer");
+        assert_eq!(told.1, "losing node-a loses data or service: the other node does not answer");
     }
 }

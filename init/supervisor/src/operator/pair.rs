@@ -11,10 +11,12 @@ use dyad_channel::operator::{Ask, Told};
 use dyad_channel::secret;
 use dyad_cluster::event::{Command, Event};
 use dyad_cluster::phase::Phase;
+use dyad_cluster::report::Word;
 use dyad_spec::site::Pairing;
 use serde_json::{Value, json};
 
 use super::calls::{Caller, Context, value};
+use crate::clock;
 use crate::credentials;
 use crate::driver::{self, DATABASE, Membership, Shown};
 use crate::pairing::{self, Taken};
@@ -248,16 +250,29 @@ impl Context {
         let TakeOver { resource, peer_is_off } = how;
         known(resource.as_deref())?;
         let member = self.member()?;
-        if !member.view.takes_a_word {
-            return Err(refused("this node holds the database already"));
+        match member.view.word {
+            Word::Counts => {}
+            Word::Holds => return Err(refused("this node holds the database already")),
+            Word::Asked => {
+                return Err(refused(
+                    "the witness is asked who goes on, and waited for until it has been silent for a minute",
+                ));
+            }
+            Word::NotNow => {
+                return Err(refused(format!(
+                    "nothing can be taken over now: this node is {}",
+                    member.phase()
+                )));
+            }
         }
         if !peer_is_off {
             let price = member.price();
             return Err(refused(format!(
-                "a take-over by force may lose {price}. Switch the other machine off, make sure that it is, and say so"
+                "a take-over by force may lose {price}. Switch the other machine off, make sure that it is, and say so; let it be \
+                 off until it can reach this one, and a witness that knows nothing of this until it was enrolled again"
             )));
         }
-        self.command(Command::Force(DATABASE)).await
+        self.command(Command::Force(DATABASE, clock::wall_s())).await
     }
 
     pub(super) async fn events(&self, Events { lines, node }: Events) -> Result<Value, Failure> {

@@ -274,9 +274,11 @@ impl Server {
         Ok(Some(Control { system, timeline, generation: self.generation()? }))
     }
 
-    /// The same, also while it runs. No data at all is a copy of nobody's: system and timeline are 0.
+    /// The same, also while it runs. No data at all, or some that is neither one history nor another since a rewind was cut short, is
+    /// a copy of nobody's: system and timeline are 0.
     pub(crate) async fn known(&self) -> Result<Control, PgError> {
-        let data = self.control_data().await?;
+        let whole = files::read_plain(&self.paths.pg_rewinding())?.is_none();
+        let data = self.control_data().await?.filter(|_| whole);
         let (system, timeline) = data.map_or((0, 0), |data| (data.system, data.timeline));
         Ok(Control { system, timeline, generation: self.generation()? })
     }

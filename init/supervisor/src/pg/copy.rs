@@ -76,7 +76,10 @@ impl Server {
         files::sync_dir(&copy)?;
         self.forget_sync()?;
         self.renew_generation()?;
-        self.swap(&main, &copy, label)
+        let kept = self.swap(&main, &copy, label)?;
+        // What a rewind left half done has gone aside.
+        files::remove(&self.paths.pg_rewinding())?;
+        Ok(kept)
     }
 
     /// Measures how much of the copy is here, for as long as it is made. Nothing else writes on the volume meanwhile.

@@ -32,6 +32,15 @@ struct Standing {
     holder: Holder,
 }
 
+/// Two histories of one system.
+struct Parted {
+    fork: Fork,
+    /// The last record here.
+    last: Lsn,
+    timeline: u32,
+    system: u64,
+}
+
 /// What a quarantined tail is.
 #[derive(Serialize)]
 struct Tail {
@@ -108,26 +117,36 @@ impl Server {
         Ok(false)
     }
 
-    /// The same, when the alternative to an answer is to copy everything: nothing has been touched yet.
-    async fn standing_at_last(&self) -> Result<Standing, PgError> {
+    /// Where the histories part. The alternative to an answer is to copy everything, and nothing has been touched yet.
+    async fn parted(&self) -> Result<Parted, PgError> {
         let begun = Instant::now();
         loop {
             match self.standing().await {
                 Err(error) if begun.elapsed() < REACHED => {
                     tracing::info!(%error, "the holder is asked again before anything is rewound");
-                    sleep(AGAIN).await;
                 }
-                known => return known,
+                // It was replaced, or started anew, since the two were compared.
+                Ok(Standing { relation: Relation::TooEarly, .. }) if begun.elapsed() < REACHED => {}
+                Ok(Standing {
+                    relation: Relation::Diverged,
+                    fork: Some(fork),
+                    last: Some(last),
+                    timeline,
+                    holder,
+                }) => {
+                    return Ok(Parted { fork, last, timeline, system: holder.system });
+                }
+                Ok(_) => return Err(PgError::NoFork),
+                Err(error) => return Err(error),
             }
+            sleep(AGAIN).await;
         }
     }
 
     /// Quarantines the tail that the holder lacks, and rewinds to where the histories part. `label` names the quarantine,
     /// such as the epoch. On any error the data is of use to nobody but [`Server::clone_peer`].
     pub async fn rewind(&self, label: &str) -> Result<PathBuf, PgError> {
-        let standing = self.standing_at_last().await?;
-        let (Some(fork), Some(last)) = (standing.fork, standing.last) else { return Err(PgError::NoFork) };
-        let kept = self.quarantine_tail(&standing, fork, last, label)?;
+        let kept = self.quarantine_tail(&self.parted().await?, label)?;
         self.renew_generation()?;
         self.forget_sync()?;
         let conninfo = self.conninfo(stance::REWIND, "dyad_rewind");
@@ -137,19 +156,17 @@ impl Server {
             format!("--source-server={conninfo}"),
             format!("--config-file={}", self.paths.pg_config().join("postgresql.conf").display()),
         ];
+        let note = self.paths.pg_rewinding();
+        files::write(&note, b"", Access::own(0o600))?;
         let said = self.tools().program("pg_rewind", arguments, REWIND).await?;
+        files::remove(&note)?;
         tracing::warn!(said = said.trim(), kept = %kept.display(), "rewound to the holder's history");
         Ok(kept)
     }
 
     /// Copies the segments that hold records behind the fork, durably, before anything may overwrite them.
-    fn quarantine_tail(
-        &self,
-        standing: &Standing,
-        fork: Fork,
-        last: Lsn,
-        label: &str,
-    ) -> Result<PathBuf, PgError> {
+    fn quarantine_tail(&self, parted: &Parted, label: &str) -> Result<PathBuf, PgError> {
+        let Parted { fork, last, timeline: own, system } = parted;
         let dir = self.quarantine(label)?;
         let access = Access::own(0o700);
         files::ensure_dir(&dir, access)?;
@@ -160,8 +177,7 @@ impl Server {
             let name = entry.at("list", &log)?.file_name().to_string_lossy().into_owned();
             let timeline = name.get(..8).and_then(|digits| u32::from_str_radix(digits, 16).ok());
             let segment = name.len() == 24 && name[8..] >= first[8..] && name[8..] <= end[8..];
-            let ours =
-                timeline.is_some_and(|timeline| timeline >= fork.timeline && timeline <= standing.timeline);
+            let ours = timeline.is_some_and(|timeline| timeline >= fork.timeline && timeline <= *own);
             if ours && (segment || name.ends_with(".history")) {
                 names.push(name);
             }
@@ -174,10 +190,10 @@ impl Server {
             copied.push(TailFile { name, sha256: hex(&Sha256::digest(&bytes)) });
         }
         let tail = Tail {
-            system_identifier: standing.holder.system,
+            system_identifier: *system,
             from: fork.at.to_string(),
             last_record: last.to_string(),
-            timeline: standing.timeline,
+            timeline: *own,
             files: copied,
         };
         let text = serde_json::to_vec_pretty(&tail).expect("strings can be written as JSON");

@@ -309,7 +309,7 @@ impl Cluster {
         let Some(state) = &mut machine.state else { return };
         let logged = self.recorded.as_ref().map(|_| event.clone());
         let ordered = match event {
-            Event::Command(Command::Force(r)) => {
+            Event::Command(Command::Force(r, _)) => {
                 self.free[usize::from(r.0)] = state.price(r) == Price::Nothing;
                 Some((r, state.register(r).map_or(Epoch(0), |register| register.epoch)))
             }

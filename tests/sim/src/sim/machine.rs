@@ -189,6 +189,18 @@ impl Cluster {
         }
     }
 
+    /// What a watch says.
+    fn second(&self) -> u64 {
+        1_700_000_000 + self.now / 1_000
+    }
+
+    fn force(&mut self, node: Node) {
+        let second = self.second();
+        for r in 0..self.resources() {
+            self.tell_node(node, Event::Command(Command::Force(ResourceId(r as u16), second)));
+        }
+    }
+
     fn commands(&mut self, node: Node, command: fn(ResourceId) -> Command) {
         for r in 0..self.resources() {
             self.tell_node(node, Event::Command(command(ResourceId(r as u16))));
@@ -250,7 +262,7 @@ impl Cluster {
             }
             Fault::Drain(node) => self.tell_node(node, Event::Command(Command::Drain)),
             Fault::Freeze => self.tell_both(&Event::Command(Command::Freeze(until - self.now))),
-            Fault::Force(node) => self.commands(node, Command::Force),
+            Fault::Force(node) => self.force(node),
             Fault::Retry(node) => self.commands(node, Command::Retry),
             // What these do is looked up while they last, or is nothing that anybody could notice.
             Fault::Supervisor(_)
@@ -368,7 +380,7 @@ impl Cluster {
                 let forgot = state.why(r).contains(&Cause::MirrorUnreadable);
                 if forgot && self.plan.voting != Voting::Arbiter {
                     self.note(|| format!("operator: {node:?} forgot, {:?} goes on", node.peer()));
-                    self.tell_node(node.peer(), Event::Command(Command::Force(r)));
+                    self.tell_node(node.peer(), Event::Command(Command::Force(r, self.second())));
                     self.tell_node(node, Event::Command(Command::Retry(r)));
                     // The word that the other node knows all there is to know: what only this one knew, of any resource,
                     // is given up.
@@ -383,10 +395,10 @@ impl Cluster {
                 self.note(|| format!("operator: {node:?} {} was refused", r.0));
                 // Its own data is not what it won with: what the other node has is all there is.
                 if holds && unexpected {
-                    self.tell_node(node.peer(), Event::Command(Command::Force(r)));
+                    self.tell_node(node.peer(), Event::Command(Command::Force(r, self.second())));
                 }
                 let keep = split && node == Node::A;
-                let command = if keep { Command::Force(r) } else { Command::Retry(r) };
+                let command = if keep { Command::Force(r, self.second()) } else { Command::Retry(r) };
                 self.tell_node(node, Event::Command(command));
             }
         }
