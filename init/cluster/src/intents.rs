@@ -358,6 +358,11 @@ impl State {
                 self.issue(now, out, None, Action::FencePeer, vec![]);
                 continue;
             }
+            if self.config.voting == Voting::Arbiter && self.seat(cas.resource).free {
+                // The holder may have gone on alone since that was said: it has to be said again, at another price.
+                self.refused(now, cas.resource);
+                continue;
+            }
             let current = self.mirror.registers.get(&cas.resource);
             let Ok(mut next) = register::apply(current, cas.expect, self.config.me, cas.change) else {
                 continue;

@@ -118,6 +118,8 @@ pub(crate) struct Seat {
     pub(crate) leave: bool,
     /// An operator's word that is not carried out yet: when it was given.
     pub(crate) forced: Option<u64>,
+    /// It was told to cost nothing, which only an arbiter's answer can make true.
+    pub(crate) free: bool,
     pub(crate) flaps: u8,
     /// It ended by itself, or hangs and was killed, while the standby had everything: the standby may take it.
     pub(crate) crashed: bool,
@@ -235,6 +237,7 @@ impl State {
             relation: None,
             leave: false,
             forced: None,
+            free: false,
             flaps: 0,
             crashed: false,
             crashes: 0,

@@ -6,7 +6,7 @@ use crate::event::{Link, Timer};
 use crate::message::ToPeer;
 use crate::mutation::Mutation;
 use crate::phase::Phase;
-use crate::report::Word;
+use crate::report::{Price, Word};
 use crate::state::{State, Voting};
 use crate::types::{Observed, Pact, ResourceId, SystemId, Tick};
 
@@ -74,8 +74,9 @@ impl State {
     /// An operator says that this side goes on; the price was shown ([`State::price`]). It takes what the peer holds, or goes on
     /// with what it holds itself and nobody else answers for any more.
     pub(crate) fn force(&mut self, r: ResourceId, second: u64) {
-        let word = self.word(r);
+        let (word, free) = (self.word(r), self.price(r) == Price::Nothing);
         let Some(seat) = self.seats.get_mut(&r).filter(|_| word == Word::Counts) else { return };
+        seat.free = free;
         match seat.phase {
             Phase::Following | Phase::Inspecting | Phase::Attaching | Phase::Cloning => {
                 seat.forced = Some(second);
