@@ -78,7 +78,7 @@ pub fn policy(config: &Config) -> Vec<Rule> {
             "the other node and the witness are lost",
             format!(
                 "a primary that goes on alone already serves on, until it restarts; any other waits for an operator \
-                 (`dyadctl takeover`), whose word counts once the witness has been away for {}",
+                 (`dyadctl takeover`), whose word counts once the witness has been away for {}, or while it grants nothing",
                 seconds(ARBITER_GONE_MS)
             ),
         ));
