@@ -150,7 +150,7 @@ fn shapes(lab: &Lab) {
     let node = &status["nodes"][0];
     assert_eq!(
         *node,
-        json!({"name": NODE, "role": "primary", "up": true, "timeline": 1, "lag_bytes": 0, "power": "on", "phase": "init"})
+        json!({"name": NODE, "role": "primary", "up": true, "timeline": 1, "lag_bytes": 0, "power": "on", "phase": "init", "cables": []})
     );
     assert_eq!(status["resources"], json!([{"name": "pg/main", "epoch": 0, "mode": "Solo", "holder": NODE}]));
     assert_eq!(status["vips"], json!([]));
