@@ -99,6 +99,19 @@ impl User {
     }
 }
 
+impl Drop for User {
+    /// A test that panics leaves no lab behind: its daemon and its nodes would go on and slow every test after it.
+    fn drop(&mut self) {
+        for entry in fs::read_dir(self.home.path()).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            if let (true, Some(state)) = (entry.path().is_dir(), name.to_str()) {
+                // Nothing is there after a test that went well, and a test that did not has said so already.
+                let _ = self.run(state, &["down"]);
+            }
+        }
+    }
+}
+
 /// Looks until it is so.
 pub(crate) fn wait(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
