@@ -5,11 +5,12 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use supervisor::pg::health::Probes;
 use supervisor::pg::{PgError, Relation};
 use support::pair::{Half, known, protect, protected, story, until};
@@ -210,6 +211,46 @@ fn two_histories_on_one_timeline_are_copied_anew_and_other_systems_are_refused()
         assert_eq!(known!(b.server.inspect()), Relation::Foreign);
         assert!(matches!(b.server.clone_peer("4").await, Err(PgError::Foreign { .. })));
         assert!(b.path("data/pg/main/PG_VERSION").is_file() && !b.path("data/pg/quarantine-4").exists());
+    });
+}
+
+/// The program of a rewind, stopped as soon as it runs.
+async fn stopped_rewind(of: &Half) -> Pid {
+    let data = of.path("data/pg/main").display().to_string();
+    until(of, "a rewind", async || {
+        let running = fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
+            let words = fs::read_to_string(entry.path().join("cmdline")).ok()?;
+            (words.contains("bin/pg_rewind\0") && words.contains(&data)).then_some(())?;
+            Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)
+        });
+        running.inspect(|pid| kill_process(*pid, Signal::STOP).unwrap())
+    })
+    .await
+}
+
+#[test]
+fn nothing_is_copied_beside_a_rewind_that_was_given_up() {
+    story("nothing_is_copied_beside_a_rewind_that_was_given_up", async |a, b| {
+        protected(&a, &b).await;
+        b.sql("select pg_promote()");
+        b.server.kill().await.unwrap();
+        assert_eq!(known!(b.server.inspect()), Relation::Diverged);
+        let program = tokio::select! {
+            done = b.server.rewind("5") => panic!("{done:?} before it was stopped"),
+            program = stopped_rewind(&b) => program,
+        };
+        let main = || fs::metadata(b.path("data/pg/main")).unwrap().ino();
+        let before = main();
+        let ends = async {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            assert_eq!(main(), before, "it writes where the copy would be");
+            kill_process(program, Signal::KILL).unwrap();
+        };
+        let (kept, ()) = tokio::join!(b.server.clone_peer("6"), ends);
+        assert_eq!(kept.unwrap(), Some(b.path("data/pg/quarantine-6")));
+        assert_ne!(main(), before);
+        b.server.follow().await.unwrap();
+        protect(&a, &b).await;
     });
 }
 

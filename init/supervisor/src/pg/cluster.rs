@@ -107,6 +107,13 @@ impl Tools<'_> {
         expect_success(program, finished)
     }
 
+    /// Waits until no run of a program is left that an earlier supervisor, or a request that was given up, began: another
+    /// one of its name, which only tells its version, is not started before. Returns that version.
+    pub(crate) async fn none_left(&self, program: &'static str) -> Result<String, ClusterError> {
+        let told = self.run(program, vec![bin(program), "--version".into()], CHECK_DEADLINE_MS).await?;
+        Ok(expect_success(program, told)?.trim().to_owned())
+    }
+
     /// The same, however it ended.
     pub(crate) async fn finish(
         &self,
@@ -141,11 +148,9 @@ impl Tools<'_> {
         if is_cluster(&main)? {
             return Ok(false);
         }
-        // Under the name of the real run: its answer proves that no initdb of an earlier supervisor still works in the
-        // directory that is emptied next.
-        let version = self.run("initdb", vec![bin("initdb"), "--version".into()], CHECK_DEADLINE_MS).await?;
-        let version = expect_success("initdb --version", version)?;
-        tracing::info!(version = version.trim(), "making a new database cluster");
+        // It would work in the directory that is emptied next.
+        let version = self.none_left("initdb").await?;
+        tracing::info!(version, "making a new database cluster");
         remove_tree(&new)?;
         files::ensure_dir(&new, Access { mode: 0o700, uid: self.owner.uid, gid: self.owner.gid })?;
         let made = self.run("initdb", self.initdb(&new), INITDB_DEADLINE_MS).await?;

@@ -36,6 +36,10 @@ impl Server {
             return Err(PgError::Foreign { own: own.system, peer: holder.system });
         }
         let (main, copy) = (self.paths.pg_main(), self.paths.pg_clone());
+        // A rewind that was given up would go on with its writing in what is swapped in; a copy, in what is removed here.
+        for program in ["pg_rewind", "pg_basebackup"] {
+            self.tools().none_left(program).await?;
+        }
         // The unfinished copy of an earlier try.
         remove_tree(&copy)?;
         let mut arguments = vec![
