@@ -173,7 +173,7 @@ text!(
     }
 );
 text!(
-    /// Network interface: a link's role, a bond or a bridge.
+    /// Network interface: a link's role, a bond, a VLAN or a bridge.
     pub(crate) IfName, "an interface name of at most 15 characters a-z, 0-9 and `-`, starting with a letter",
     |t| only(lower_name(t, "-", 15))
 );

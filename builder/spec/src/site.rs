@@ -28,7 +28,7 @@ pub struct Site {
     pub profile: Profile,
     /// How two blank nodes prove that they belong together.
     pub pairing: Pairing,
-    /// What a pair does while no witness answers.
+    /// What a pair that has no witness does when one of the two is lost.
     pub without_witness: WithoutWitness,
     /// The third vote.
     pub witness: Option<SocketAddr>,
@@ -40,6 +40,8 @@ pub struct Site {
     pub nodes: Vec<Node>,
     /// Bonds, by name, the same on every node.
     pub bonds: Vec<Bond>,
+    /// Tagged networks, by name, the same on every node.
+    pub vlans: Vec<Vlan>,
     /// Bridges, by name, the same on every node.
     pub bridges: Vec<Bridge>,
     /// Static routes, the same on every node.
@@ -120,11 +122,11 @@ words! {
 }
 
 words! {
-    /// What a pair does while no witness answers.
+    /// What a pair that has no witness does when one of the two is lost.
     pub enum WithoutWitness {
         /// The writer goes on alone; the other never takes over by itself.
         PrimaryBiased = "primary-biased",
-        /// Both wait for each other.
+        /// Nothing is acknowledged but by both: writes wait until the other is back, or an operator decides.
         Strict = "strict",
     }
 }
@@ -161,7 +163,7 @@ pub enum LinkMatch {
 /// A static address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
-    /// A link's role, a bond or a bridge.
+    /// A link's role, a bond, a VLAN or a bridge.
     pub interface: String,
     /// Address and prefix length.
     pub address: IpNet,
@@ -226,12 +228,23 @@ words! {
     }
 }
 
+/// One tagged network of those that a cable carries (802.1Q).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vlan {
+    /// Interface name.
+    pub name: String,
+    /// The link or bond whose frames carry its tag.
+    pub link: String,
+    /// Its number, 1 to 4094.
+    pub id: u16,
+}
+
 /// A bridge that virtual machines are attached to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bridge {
     /// Interface name.
     pub name: String,
-    /// Links and bonds in it.
+    /// Links, bonds and VLANs in it.
     pub members: Vec<String>,
 }
 

@@ -126,7 +126,7 @@ enum Command {
     },
     /// Why the database is not better protected, the nearest cause first
     Why {
-        /// What is protected
+        /// What is protected: the database, or an address that follows it
         #[arg(default_value = RESOURCE)]
         resource: String,
     },

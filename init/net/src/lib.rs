@@ -1,10 +1,10 @@
-//! The network of a node: links by hardware, fixed names, bonds, bridges, addresses, routes.
+//! The network of a node: links by hardware, fixed names, bonds, VLANs, bridges, addresses, routes.
 //!
 //! [`plan`] is pure and says what is to be done; [`converge`] reads, plans and does until nothing is left. It can be
 //! called again at any time: what is right is not touched, what somebody changed is put right.
 //!
 //! The kernel must have its modules before: `bonding` (with `max_bonds=0`, or it makes a `bond0` of its own at once)
-//! for bonds, `bridge` for bridges. Nothing here loads them.
+//! for bonds, `8021q` for VLANs, `bridge` for bridges. Nothing here loads them.
 
 pub mod frames;
 mod gate;

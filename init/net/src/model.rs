@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use dyad_spec::site::{self, Bond, BondMode, Bridge, HashPolicy, LacpRate, Route, Site};
+use dyad_spec::site::{self, Bond, BondMode, Bridge, HashPolicy, LacpRate, Route, Site, Vlan};
 use dyad_spec::{IpNet, Mac};
 
 /// The network of one node, as its site file wants it.
@@ -12,6 +12,8 @@ pub struct Network {
     pub links: Vec<site::Link>,
     /// Bonds.
     pub bonds: Vec<Bond>,
+    /// Tagged networks.
+    pub vlans: Vec<Vlan>,
     /// Bridges.
     pub bridges: Vec<Bridge>,
     /// Static addresses.
@@ -32,6 +34,7 @@ impl Network {
         Self {
             links: node.links.clone(),
             bonds: site.bonds.clone(),
+            vlans: site.vlans.clone(),
             bridges: site.bridges.clone(),
             addresses: node.addresses.clone(),
             routes: site.routes.clone(),
@@ -65,6 +68,8 @@ pub struct ObservedLink {
     pub in_bond: bool,
     /// Settings, when it is a bond.
     pub bond: Option<BondSettings>,
+    /// Index of the link that carries it and its number, when it is a VLAN.
+    pub vlan: Option<(u32, u16)>,
 }
 
 impl ObservedLink {
@@ -85,6 +90,8 @@ pub enum LinkKind {
     Physical,
     /// A bond.
     Bond,
+    /// A VLAN.
+    Vlan,
     /// A bridge.
     Bridge,
     /// Anything else; it is left alone.

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
-use dyad_spec::site::{HashPolicy, LacpRate};
+use dyad_spec::site::{HashPolicy, LacpRate, Route};
 use dyad_spec::{IpNet, Mac};
 use futures_util::TryStreamExt;
 use rtnetlink::packet_core::ErrorMessage;
@@ -11,10 +11,12 @@ use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{
     BondLacpRate, BondMode, BondXmitHashPolicy, InfoBond, InfoBondPort, InfoData, InfoKind, InfoPortData,
-    InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, Prop,
+    InfoPortKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, Prop,
 };
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
-use rtnetlink::{Handle, LinkBond, LinkBridge, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
+use rtnetlink::{
+    Handle, LinkBond, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVlan, RouteMessageBuilder,
+};
 
 use crate::model::{BondSettings, BondWay, LinkKind, Observed, ObservedLink, ObservedRoute};
 use crate::plan::{BondChange, Step};
@@ -74,6 +76,7 @@ fn step_error(step: &Step, error: &rtnetlink::Error) -> NetError {
         Step::CreateBond(..) if unsupported => {
             message.push_str(" (is the module bonding loaded, with max_bonds=0?)");
         }
+        Step::CreateVlan { .. } if unsupported => message.push_str(" (is the module 8021q loaded?)"),
         Step::CreateBridge(..) if unsupported => message.push_str(" (is the module bridge loaded?)"),
         _ => {}
     }
@@ -168,6 +171,14 @@ impl Netlink {
                 // RTM_NEWLINK without "create": the settings of a kind are not reachable through RTM_SETLINK.
                 link.set_port(message).execute().await
             }
+            Step::CreateVlan { name, link: carrier, id } => {
+                let carrier = self.index(carrier).await?;
+                link.add(LinkVlan::new(name, carrier, *id).build()).execute().await
+            }
+            Step::Delete(name) => {
+                let index = self.index(name).await?;
+                link.del(index).execute().await
+            }
             Step::CreateBridge(name, mac) => {
                 // A guest's bridge learns at once; there is no spanning tree that would need a delay.
                 let bridge = LinkBridge::new(name).forward_delay(0);
@@ -192,17 +203,7 @@ impl Netlink {
                 self.handle.address().add(index, address.address, address.prefix).execute().await
             }
             Step::SetRoute(route) => {
-                let message = match (route.to.address, route.via) {
-                    (IpAddr::V4(to), IpAddr::V4(via)) => RouteMessageBuilder::<Ipv4Addr>::new()
-                        .destination_prefix(to, route.to.prefix)
-                        .gateway(via)
-                        .build(),
-                    (IpAddr::V6(to), IpAddr::V6(via)) => RouteMessageBuilder::<Ipv6Addr>::new()
-                        .destination_prefix(to, route.to.prefix)
-                        .gateway(via)
-                        .build(),
-                    _ => return Err(rtnetlink::Error::InvalidNla("gateway of the other family".to_owned())),
-                };
+                let message = route_message(route)?;
                 self.handle.route().add(message).replace().execute().await
             }
         }
@@ -221,6 +222,20 @@ impl Kernel for Netlink {
     async fn execute(&self, step: &Step) -> Result<(), NetError> {
         self.run(step).await.map_err(|error| step_error(step, &error))
     }
+}
+
+fn route_message(route: &Route) -> Result<RouteMessage, rtnetlink::Error> {
+    Ok(match (route.to.address, route.via) {
+        (IpAddr::V4(to), IpAddr::V4(via)) => RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(to, route.to.prefix)
+            .gateway(via)
+            .build(),
+        (IpAddr::V6(to), IpAddr::V6(via)) => RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(to, route.to.prefix)
+            .gateway(via)
+            .build(),
+        _ => return Err(rtnetlink::Error::InvalidNla("gateway of the other family".to_owned())),
+    })
 }
 
 fn bond_options(mut bond: LinkMessageBuilder<LinkBond>, change: BondChange) -> LinkMessageBuilder<LinkBond> {
@@ -282,6 +297,13 @@ fn bond_settings(infos: &[InfoBond]) -> BondSettings {
     settings
 }
 
+fn vlan_id(infos: &[InfoVlan]) -> Option<u16> {
+    infos.iter().find_map(|info| match info {
+        InfoVlan::Id(id) => Some(*id),
+        _ => None,
+    })
+}
+
 pub(crate) fn mac(bytes: &[u8]) -> Option<Mac> {
     <[u8; 6]>::try_from(bytes).ok().filter(|bytes| *bytes != [0; 6]).map(Mac)
 }
@@ -299,13 +321,15 @@ fn observed_link(message: &LinkMessage, sysfs: &Path) -> ObservedLink {
         controller: None,
         in_bond: false,
         bond: None,
+        vlan: None,
     };
-    let mut info_kind = None;
+    let (mut info_kind, mut carrier, mut number) = (None, None, None);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Address(bytes) => link.mac = mac(bytes),
             LinkAttribute::PermAddress(bytes) => link.permanent_mac = link.permanent_mac.or(mac(bytes)),
+            LinkAttribute::Link(index) => carrier = Some(*index),
             LinkAttribute::Controller(index) if *index != 0 => link.controller = Some(*index),
             LinkAttribute::PropList(properties) => {
                 link.altnames.extend(properties.iter().filter_map(|property| match property {
@@ -318,6 +342,7 @@ fn observed_link(message: &LinkMessage, sysfs: &Path) -> ObservedLink {
                     match info {
                         LinkInfo::Kind(kind) => info_kind = Some(kind.clone()),
                         LinkInfo::Data(InfoData::Bond(infos)) => link.bond = Some(bond_settings(infos)),
+                        LinkInfo::Data(InfoData::Vlan(infos)) => number = vlan_id(infos),
                         LinkInfo::PortKind(InfoPortKind::Bond) => link.in_bond = true,
                         LinkInfo::PortData(InfoPortData::BondPort(infos)) => {
                             for info in infos {
@@ -338,9 +363,13 @@ fn observed_link(message: &LinkMessage, sysfs: &Path) -> ObservedLink {
         // A card has no kind; a virtual cable's other end is outside, where a container gets its network from.
         (LinkLayerType::Ether, None | Some(InfoKind::Veth)) => LinkKind::Physical,
         (_, Some(InfoKind::Bond)) => LinkKind::Bond,
+        (_, Some(InfoKind::Vlan)) => LinkKind::Vlan,
         (_, Some(InfoKind::Bridge)) => LinkKind::Bridge,
         _ => LinkKind::Other,
     };
+    if link.kind == LinkKind::Vlan {
+        link.vlan = carrier.zip(number);
+    }
     if link.kind == LinkKind::Physical {
         let device = sysfs.join("class/net").join(&link.name).join("device");
         link.pci = device.canonicalize().ok().and_then(|path| pci_address(&path));

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use dyad_spec::site::{Bond, HashPolicy, LacpRate, LinkMatch, Route};
+use dyad_spec::site::{Bond, HashPolicy, LacpRate, LinkMatch, Route, Vlan};
 use dyad_spec::{IpNet, Mac};
 
 use crate::model::{BondSettings, BondWay, LinkKind, Network, Observed, ObservedLink};
@@ -32,6 +32,17 @@ pub enum Step {
     /// Change those settings of a bond that differ: the kernel refuses some while the bond is up or has members,
     /// even if they would stay the same.
     SetBond(String, BondChange),
+    /// Make a VLAN, down.
+    CreateVlan {
+        /// Its name.
+        name: String,
+        /// The link or bond that carries it.
+        link: String,
+        /// Its number.
+        id: u16,
+    },
+    /// Remove a VLAN: neither its number nor what carries it can be changed.
+    Delete(String),
     /// Make a bridge with a fixed MAC address (else it would change with its members).
     CreateBridge(String, Option<Mac>),
     /// Make a link a member.
@@ -61,6 +72,8 @@ impl fmt::Display for Step {
                 write!(f, "{name}: create bond{}", BondChange::from(*settings))
             }
             Self::SetBond(name, change) => write!(f, "{name}: change bond{change}"),
+            Self::CreateVlan { name, link, id } => write!(f, "{name}: create VLAN {id} of {link}"),
+            Self::Delete(name) => write!(f, "{name}: delete"),
             Self::CreateBridge(name, Some(mac)) => write!(f, "{name}: create bridge {mac}"),
             Self::CreateBridge(name, None) => write!(f, "{name}: create bridge"),
             Self::Join { link, controller } => write!(f, "{link}: join {controller}"),
@@ -128,7 +141,7 @@ impl fmt::Display for BondChange {
 pub struct Plan {
     /// Changes in order.
     pub steps: Vec<Step>,
-    /// Roles for which no link is there: their machine runs without them until they come.
+    /// Roles for which no link is there, and the VLANs on them: their machine runs without them until they come.
     pub missing: Vec<String>,
 }
 
@@ -175,8 +188,14 @@ const TEMPORARY: &str = "dyadtmp";
 /// Plans the way from `observed` to `network`. What is as it should be stays untouched; addresses, routes and bridge
 /// members that the site does not know (a virtual IP, a guest's tap) are somebody else's and stay, too.
 pub fn plan(observed: &Observed, network: &Network) -> Result<Plan, PlanError> {
-    let mut planner =
-        Planner { observed, network, plan: Plan::default(), down: BTreeSet::new(), up: Vec::new() };
+    let mut planner = Planner {
+        observed,
+        network,
+        plan: Plan::default(),
+        down: BTreeSet::new(),
+        up: Vec::new(),
+        anew: Vec::new(),
+    };
     planner.loopback();
     if network.links.is_empty() && network.bonds.is_empty() && network.bridges.is_empty() {
         planner.unconfigured();
@@ -185,6 +204,9 @@ pub fn plan(observed: &Observed, network: &Network) -> Result<Plan, PlanError> {
     planner.renames(&roles)?;
     for bond in &network.bonds {
         planner.bond(bond, &roles)?;
+    }
+    for vlan in &network.vlans {
+        planner.vlan(vlan, &roles)?;
     }
     for bridge in &network.bridges {
         let members: Vec<&str> = bridge.members.iter().map(String::as_str).collect();
@@ -206,6 +228,8 @@ struct Planner<'a> {
     /// Links that an earlier step takes down, by the name that they have in the end.
     down: BTreeSet<String>,
     up: Vec<String>,
+    /// Links that are deleted and made again: what they had is gone.
+    anew: Vec<u32>,
 }
 
 impl<'a> Planner<'a> {
@@ -329,6 +353,11 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// Cannot be there before more hardware is.
+    fn missing(&self, name: &str) -> bool {
+        self.plan.missing.iter().any(|missing| missing == name)
+    }
+
     fn members_of(&self, controller: &ObservedLink) -> impl Iterator<Item = &'a ObservedLink> {
         let index = controller.index;
         self.observed.links.iter().filter(move |link| link.controller == Some(index))
@@ -406,6 +435,36 @@ impl<'a> Planner<'a> {
         other_mode
     }
 
+    fn vlan(&mut self, vlan: &'a Vlan, roles: &Roles<'a>) -> Result<(), PlanError> {
+        let there = self.own(&vlan.name, LinkKind::Vlan, "a VLAN")?;
+        let carrier = roles
+            .get(vlan.link.as_str())
+            .copied()
+            .or_else(|| self.observed.named(&vlan.link).filter(|link| link.kind != LinkKind::Physical));
+        if carrier.is_none() && !self.network.bonds.iter().any(|bond| bond.name == vlan.link) {
+            // It comes with its card.
+            self.plan.missing.push(vlan.name.clone());
+            return Ok(());
+        }
+        let wanted = carrier.map(|carrier| (carrier.index, vlan.id));
+        match there {
+            Some(link) if wanted.is_some() && link.vlan == wanted => {
+                if !link.up {
+                    self.up.push(vlan.name.clone());
+                }
+                return Ok(());
+            }
+            Some(link) => {
+                self.step(Step::Delete(vlan.name.clone()));
+                self.anew.push(link.index);
+            }
+            None => {}
+        }
+        self.step(Step::CreateVlan { name: vlan.name.clone(), link: vlan.link.clone(), id: vlan.id });
+        self.up.push(vlan.name.clone());
+        Ok(())
+    }
+
     fn bridge(&mut self, name: &str, members: &[&str], roles: &Roles<'a>) -> Result<(), PlanError> {
         let there = self.own(name, LinkKind::Bridge, "a bridge")?;
         match there {
@@ -419,7 +478,10 @@ impl<'a> Planner<'a> {
         }
         for member in members {
             let link = roles.get(member).copied().or_else(|| self.observed.named(member));
-            let planned = self.network.bonds.iter().any(|bond| bond.name == **member);
+            let link = link.filter(|link| !self.anew.contains(&link.index));
+            let bonds = self.network.bonds.iter().map(|bond| &bond.name);
+            let mut made = bonds.chain(self.network.vlans.iter().map(|vlan| &vlan.name));
+            let planned = made.any(|name| name == *member) && !self.missing(member);
             let joined = link.zip(there).is_some_and(|(link, bridge)| link.controller == Some(bridge.index));
             if joined || (link.is_none() && !planned) {
                 continue;
@@ -432,10 +494,13 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    /// The hardware address that a link or the first member of a bond has.
+    /// The hardware address that a link, the first member of a bond, or what carries a VLAN has.
     fn hardware_mac(&self, name: &str, roles: &Roles<'a>) -> Option<Mac> {
         if let Some(link) = roles.get(name) {
             return link.identity();
+        }
+        if let Some(vlan) = self.network.vlans.iter().find(|vlan| vlan.name == name) {
+            return self.hardware_mac(&vlan.link, roles);
         }
         let bond = self.network.bonds.iter().find(|bond| bond.name == name)?;
         bond.members.iter().find_map(|member| roles.get(member.as_str())?.identity())
@@ -462,11 +527,13 @@ impl<'a> Planner<'a> {
             let link = roles.get(wanted.interface.as_str()).copied().or_else(|| {
                 self.observed.named(&wanted.interface).filter(|link| link.kind != LinkKind::Physical)
             });
-            if self.plan.missing.contains(&wanted.interface) {
+            if self.missing(&wanted.interface) {
                 continue;
             }
-            let there =
-                link.is_some_and(|link| self.observed.addresses.contains(&(link.index, wanted.address)));
+            let there = link.is_some_and(|link| {
+                !self.anew.contains(&link.index)
+                    && self.observed.addresses.contains(&(link.index, wanted.address))
+            });
             if !there {
                 self.plan.steps.push(Step::AddAddress(wanted.interface.clone(), wanted.address));
             }
@@ -481,9 +548,11 @@ impl<'a> Planner<'a> {
                 .iter()
                 .any(|route| route.to == wanted.to && route.via == Some(wanted.via));
             // A route through a network of a link that is missing cannot be made; it comes with the link.
-            let reachable = self.network.addresses.iter().any(|address| {
-                address.address.contains(wanted.via) && !self.plan.missing.contains(&address.interface)
-            });
+            let reachable = self
+                .network
+                .addresses
+                .iter()
+                .any(|address| address.address.contains(wanted.via) && !self.missing(&address.interface));
             if !there && reachable {
                 self.plan.steps.push(Step::SetRoute(*wanted));
             }

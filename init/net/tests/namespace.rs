@@ -274,6 +274,11 @@ mac = "52:54:00:00:00:0d"
 [nodes.node-a.addresses]
 br0 = ["10.0.0.1/24"]
 bond1 = ["10.1.0.1/24", "fd00::1/64"]
+vlan20 = ["10.20.0.1/24"]
+
+[vlans.vlan20]
+link = "bond1"
+id = 20
 
 [bonds.bond0]
 mode = "active-backup"
@@ -369,6 +374,14 @@ fn bond_repairs(network: &Network) {
     repaired(&["link set bond1 type bond miimon 50"], &["bond1: change bond, miimon 100 ms"]);
     repaired(&["link set bond1 type bond xmit_hash_policy layer2"], &["bond1: change bond, hash Layer34"]);
     repaired(&["link set repl1 nomaster"], &["repl1: join bond1"]);
+    repaired(&["link set vlan20 down"], &["vlan20: up"]);
+    let anew =
+        ["vlan20: delete", "vlan20: create VLAN 20 of bond1", "vlan20: up", "vlan20: add 10.20.0.1/24"];
+    for other in
+        ["link add link bond0 name vlan20 type vlan id 20", "link add link bond1 name vlan20 type vlan id 7"]
+    {
+        repaired(&["link delete vlan20", other], &anew);
+    }
     for damage in [
         &["link set bond1 down", "link set bond1 type bond lacp_rate slow", "link set bond1 up"][..],
         &["link delete bond1", "link add bond1 type bond mode balance-rr"],
@@ -427,11 +440,16 @@ fn bond_without_a_partner(network: &Network) {
     }
     switch.ip("address add fd00::99/64 dev sw nodad");
     switch.ip("link set sw up");
-    let answers = || {
+    switch.ip("link add link sw name office type vlan id 20");
+    switch.ip("address add 10.20.0.99/24 dev office");
+    switch.ip("link set office up");
+    let ping = |address: &str| {
         #[allow(clippy::disallowed_methods, reason = "tests drive outside tools")]
         let mut ping = Command::new("/usr/bin/ping");
-        ping.args(["-6", "-c", "1", "-W", "1", "fd00::99"]).output().unwrap().status.success()
+        ping.args(["-c", "1", "-W", "1", address]).output().unwrap().status.success()
     };
+    // The bond itself, and a tagged network on it.
+    let answers = || ping("fd00::99") && ping("10.20.0.99");
     eventually(answers);
     let bond = link_status("bond1").bond.unwrap();
     assert_eq!((bond.partner, bond.aggregated, bond.mode.as_str()), (None, Some(1), "802.3ad"));

@@ -77,6 +77,7 @@ fn link(index: u32, name: &str, kind: LinkKind) -> ObservedLink {
         controller: None,
         in_bond: false,
         bond: None,
+        vlan: None,
     }
 }
 
@@ -272,6 +273,89 @@ fn a_bond_that_the_module_made_by_itself_is_taken_over() {
             "bond0: up"
         ]
     );
+}
+
+const TAGGED: &str = r#"
+cluster = "test"
+
+[nodes.node-a.links.lan0]
+mac = "52:54:00:00:00:0a"
+[nodes.node-a.links.lan1]
+mac = "52:54:00:00:00:0b"
+[nodes.node-a.addresses]
+vlan20 = ["10.20.0.1/24"]
+br0 = ["10.30.0.1/24"]
+
+[vlans.vlan20]
+link = "bond0"
+id = 20
+[vlans.vlan30]
+link = "lan1"
+id = 30
+
+[bonds.bond0]
+mode = "active-backup"
+members = ["lan0"]
+[bridges.br0]
+members = ["vlan30"]
+"#;
+
+#[test]
+fn a_vlan_is_made_after_what_carries_it_and_anew_when_it_is_another() {
+    let site = Site::parse(Source::new("site.toml", TAGGED)).unwrap_or_else(|errors| panic!("{errors:?}"));
+    let network = Network::of(&site, &site.nodes[0]);
+    let steps = |observed: &Observed| plan(observed, &network).unwrap();
+    let named = |name: &str, mac, index| ObservedLink { up: true, ..card(index, name, mac, "04.0") };
+    let mut there =
+        Observed { links: vec![named("lan0", 0x0a, 2), named("lan1", 0x0b, 3)], ..Observed::default() };
+    there.links[0].up = false;
+    assert_eq!(
+        text(&steps(&there)),
+        [
+            "bond0: create bond, ActiveBackup, miimon 100 ms",
+            "lan0: join bond0",
+            "vlan20: create VLAN 20 of bond0",
+            "vlan30: create VLAN 30 of lan1",
+            "br0: create bridge 52:54:00:00:00:0b",
+            "vlan30: join br0",
+            "bond0: up",
+            "vlan20: up",
+            "vlan30: up",
+            "br0: up",
+            "br0: add 10.30.0.1/24",
+            "vlan20: add 10.20.0.1/24"
+        ]
+    );
+    // Without its card, neither it nor what is on it.
+    let alone = Observed { links: vec![there.links[0].clone()], ..Observed::default() };
+    let plan = steps(&alone);
+    assert_eq!(plan.missing, ["lan1", "vlan30"]);
+    assert!(!text(&plan).iter().any(|step| step.contains("vlan30")), "{plan:?}");
+
+    there.links[0] = ObservedLink { controller: Some(4), in_bond: true, ..named("lan0", 0x0a, 2) };
+    let settings = BondSettings::from(&network.bonds[0]);
+    let up = |index, name, kind| ObservedLink { up: true, ..link(index, name, kind) };
+    there.links.extend([
+        ObservedLink { bond: Some(settings), ..up(4, "bond0", LinkKind::Bond) },
+        ObservedLink { vlan: Some((4, 20)), ..up(5, "vlan20", LinkKind::Vlan) },
+        ObservedLink { vlan: Some((3, 30)), controller: Some(7), ..up(6, "vlan30", LinkKind::Vlan) },
+        up(7, "br0", LinkKind::Bridge),
+    ]);
+    there.addresses = vec![(5, net("10.20.0.1", 24)), (7, net("10.30.0.1", 24))];
+    assert_eq!(text(&steps(&there)), [""; 0]);
+    // Another number, another carrier: neither can be changed, and what was on it is gone.
+    there.links[3].vlan = Some((4, 21));
+    let anew =
+        ["vlan20: delete", "vlan20: create VLAN 20 of bond0", "vlan20: up", "vlan20: add 10.20.0.1/24"];
+    assert_eq!(text(&steps(&there)), anew);
+    there.links[3].vlan = Some((4, 20));
+    there.links[4].vlan = Some((4, 30));
+    let anew = ["vlan30: delete", "vlan30: create VLAN 30 of lan1", "vlan30: join br0", "vlan30: up"];
+    assert_eq!(text(&steps(&there)), anew);
+    // A bond of that name is not ours to remove.
+    there.links[3].kind = LinkKind::Bond;
+    let taken = dyad_net::plan(&there, &network).unwrap_err();
+    assert_eq!(taken.to_string(), "the name vlan20 is needed for a VLAN but belongs to link vlan20 (Bond)");
 }
 
 #[test]

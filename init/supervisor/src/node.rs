@@ -137,7 +137,9 @@ impl Ground {
         let pairing = site.site().filter(|site| site.nodes.len() > 1).map(|site| site.pairing);
         let reached = site.site().map(certificate::reached).unwrap_or_default();
         let postgresql = site.postgresql();
-        self.context.declared.replace(Declared { identity, postgresql, pairing, reached });
+        let client_services = site.site().map(|site| site.client_services.clone()).unwrap_or_default();
+        let declared = Declared { identity, postgresql, pairing, reached, client_services };
+        self.context.declared.replace(declared);
         if self.paths.is_machine()
             && let Err(error) = names.apply(&self.paths.at("/run/dyad/etc"))
         {

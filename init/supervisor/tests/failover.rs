@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use dyad_api::control::{self, ServiceState};
 use dyad_api::operator::{Call, Code, Protection, TakeOver};
-use support::cluster::{Cluster, VIPS, story};
+use support::cluster::{Cluster, VIPS, story, story_without_witness};
 use support::lan::{Lan, Watch};
 
 fn ids(cluster: &Cluster, at: usize) -> Vec<u64> {
@@ -23,9 +23,9 @@ fn a_node_is_lost_and_comes_back_and_nothing_acknowledged_is_lost() {
         cluster.start();
         let mut holder = cluster.wait_for(Protection::Protected);
         assert!(cluster.sql(holder, "create table ledger (id bigint primary key)").is_ok());
-        let mut acknowledged = Vec::new();
         let watch = Watch::start(VIPS);
         let mut holders = vec![Lan::mac(holder)];
+        let mut acknowledged = standby_lost(cluster, holder);
         // The second time the other one is lost: each has been primary and standby, and each comes back.
         for round in 0..2_u64 {
             cluster.wait_vips(holder);
@@ -60,6 +60,56 @@ fn a_node_is_lost_and_comes_back_and_nothing_acknowledged_is_lost() {
         cluster.wait("the same on both", || (ids(cluster, 1 - holder) == all).then_some(()));
         let steps = cluster.replay();
         assert!(steps > 200, "only {steps} steps");
+    });
+}
+
+/// Commits wait for a standby that is gone until its holder goes on alone, by itself. What was acknowledged.
+fn standby_lost(cluster: &mut Cluster, holder: usize) -> Vec<u64> {
+    cluster.wait_vips(holder);
+    let writer = cluster.writer(holder, 10_000_000);
+    cluster.wait("acknowledged writes", || (writer.count() >= 20).then_some(()));
+    cluster.power_cut(1 - holder);
+    cluster.wait("that the holder is alone", || {
+        (cluster.nodes[holder].status().protection == Protection::Exposed).then_some(())
+    });
+    let before = writer.count();
+    cluster.wait("writes without a standby", || (writer.count() > before + 20).then_some(()));
+    cluster.power_on(1 - holder);
+    assert_eq!(cluster.wait_for(Protection::Protected), holder);
+    writer.end()
+}
+
+#[test]
+fn a_strict_pair_acknowledges_nothing_that_one_node_alone_has() {
+    let name = "a_strict_pair_acknowledges_nothing_that_one_node_alone_has";
+    story_without_witness(name, "strict", |cluster| {
+        cluster.start();
+        let holder = cluster.wait_for(Protection::Synced);
+        cluster.wait_vips(holder);
+        assert!(cluster.sql(holder, "create table ledger (id bigint primary key)").is_ok());
+        let writer = cluster.writer(holder, 0);
+        cluster.wait("acknowledged writes", || (writer.count() >= 20).then_some(()));
+        cluster.power_cut(1 - holder);
+        cluster.wait("that the loss is told", || {
+            let status = cluster.nodes[holder].status();
+            (status.protection == Protection::Exposed).then_some(())
+        });
+        // Several times what any other pair waits for before it goes on alone.
+        let before = writer.count();
+        std::thread::sleep(Duration::from_secs(12));
+        assert_eq!(writer.count(), before, "it waits");
+        assert!(cluster.sql(holder, "select count(*) from ledger").is_ok(), "and can be read");
+        cluster.power_on(1 - holder);
+        assert_eq!(cluster.wait_for(Protection::Synced), holder);
+        cluster.wait("writes that go on", || (writer.count() > before + 20).then_some(()));
+        let acknowledged = writer.end();
+        for at in [holder, 1 - holder] {
+            cluster.wait("every acknowledged write", || {
+                let there = ids(cluster, at);
+                acknowledged.iter().all(|id| there.contains(id)).then_some(())
+            });
+        }
+        cluster.replay();
     });
 }
 

@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use dyad_api::client::CallError;
+use dyad_api::control::ServiceState;
 use dyad_api::operator::{
     Call, Certificate, CheckRow, Credentials, EventRow, Events, FailureKind, FirewallRules, Freeze, NodeName,
     PolicyRow, Protection, ResourceName, ServiceName, Signed, Status, SwitchOver, TakeOver, Verdict,
@@ -60,12 +61,7 @@ fn operators_are_answered_as_documented() {
         cluster.start();
         let holder = cluster.wait_for(Protection::Protected);
         let other = 1 - holder;
-        cluster.wait("the stranger in the status", || {
-            let vips = cluster.nodes[holder].status().vips;
-            let note = "02:00:00:00:00:fe has this address";
-            (vips[0].holder.is_none() && vips[0].note.contains(note) && vips[1].holder.is_some())
-                .then_some(())
-        });
+        a_stranger_is_told(cluster, holder);
         cluster.lan.squat(VIPS[0], false);
         cluster.wait_vips(holder);
         what_is_shown(cluster, holder);
@@ -246,6 +242,47 @@ fn certificate_of_ones_own(cluster: &Cluster, at: usize) {
     shown(&authority, NAMES[0]);
 }
 
+fn a_stranger_is_told(cluster: &Cluster, holder: usize) {
+    cluster.wait("the stranger in the status", || {
+        let vips = cluster.nodes[holder].status().vips;
+        let note = "02:00:00:00:00:fe has this address";
+        (vips[0].holder.is_none() && vips[0].note.contains(note) && vips[1].holder.is_some()).then_some(())
+    });
+    let about = ResourceName { resource: Some(VIPS[0].to_string()) };
+    let why: Vec<String> = ask(cluster, holder, Call::Why(about));
+    assert!(
+        why.iter().any(|line| line.contains("10.77.0.100") && line.contains("has this address")),
+        "{why:?}"
+    );
+}
+
+fn paths_are_answered(cluster: &Cluster, holder: usize) {
+    let other = 1 - holder;
+    // Path; holder, standby.
+    for (path, wanted) in [
+        ("/primary", [200, 503]),
+        ("/read-write", [200, 503]),
+        ("/replica", [503, 200]),
+        ("/replica?lag=1MB", [503, 200]),
+        ("/sync", [503, 200]),
+        ("/async", [503, 503]),
+        ("/read-only", [200, 200]),
+        ("/app", [200, 200]),
+        ("/health", [200, 200]),
+        ("/liveness", [200, 200]),
+        ("/readiness", [200, 200]),
+        ("/nothing", [404, 404]),
+    ] {
+        assert_eq!([holder, other].map(|at| get(at, path)), wanted, "{path}");
+    }
+    // A balancer sends nobody where the application is down, whoever holds the database.
+    cluster.nodes[other].init.other("app", ServiceState::Failed);
+    cluster.wait("an application that is down", || (get(other, "/app") == 503).then_some(()));
+    assert_eq!((get(holder, "/app"), get(other, "/replica")), (200, 200));
+    cluster.nodes[other].init.other("app", ServiceState::Ready);
+    cluster.wait("an application that is back", || (get(other, "/app") == 200).then_some(()));
+}
+
 fn what_is_shown(cluster: &Cluster, holder: usize) {
     let other = 1 - holder;
     for at in [holder, other] {
@@ -291,22 +328,10 @@ fn what_is_shown(cluster: &Cluster, holder: usize) {
     }
     certificates(cluster, holder);
     certificate_of_ones_own(cluster, other);
-    // Path; holder, standby.
-    for (path, wanted) in [
-        ("/primary", [200, 503]),
-        ("/read-write", [200, 503]),
-        ("/replica", [503, 200]),
-        ("/replica?lag=1MB", [503, 200]),
-        ("/sync", [503, 200]),
-        ("/async", [503, 503]),
-        ("/read-only", [200, 200]),
-        ("/health", [200, 200]),
-        ("/liveness", [200, 200]),
-        ("/readiness", [200, 200]),
-        ("/nothing", [404, 404]),
-    ] {
-        assert_eq!([holder, other].map(|at| get(at, path)), wanted, "{path}");
-    }
+    let plain = format!("host={} sslmode=disable", Lan::address(holder));
+    let refused = cluster.believing(&cluster.authority(), &plain, "select 1").unwrap_err();
+    assert!(refused.contains("no encryption"), "{refused}");
+    paths_are_answered(cluster, holder);
     metrics_at_rest(cluster, holder);
     // Hundreds that say nothing keep nobody out, and a head without an end is refused.
     let silent: Vec<TcpStream> =

@@ -11,7 +11,7 @@ use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use dyad_api::control;
-use dyad_api::operator::{Call, Code, Credentials, Protection};
+use dyad_api::operator::{Call, Code, Credentials, Protection, ResourceName};
 use dyad_spec::site::Pairing;
 use support::Node;
 use support::cluster::{Cluster, Witness, blank_site, story_of_blank_nodes, within_namespaces};
@@ -180,7 +180,12 @@ fn refusals() {
     let nothing = |_: &Node| {};
 
     let alone = start(0, "5e", &nothing);
-    says(&alone, "looks for the other one on 2 of its links");
+    says(&alone, "looks for the other one on lan0, repl0");
+    let why: Vec<String> = alone.client().call(Call::Why(ResourceName::default())).unwrap();
+    assert!(why[0].contains("looks for the other one"), "{why:?}");
+    for link in ["lan0 up ", "repl0 up "] {
+        assert!(why.iter().any(|line| line.starts_with(link) && line.contains("mac ")), "{link}: {why:?}");
+    }
     let stranger = start(1, "0f", &nothing);
     says(&alone, "does not have this site key");
     says(&stranger, "does not have this site key");

@@ -6,36 +6,8 @@ use std::process::{Child, Command, Stdio};
 
 use crate::Lab;
 
-/// From Patroni's own `haproxy.cfg`; the servers of a lab.
-const CONFIGURATION: &str = "\
-global
-    maxconn 100
-
-defaults
-    log global
-    mode tcp
-    retries 2
-    timeout client 30m
-    timeout connect 4s
-    timeout server 30m
-    timeout check 5s
-
-listen primary
-    bind *:5000
-    option httpchk OPTIONS /primary
-    http-check expect status 200
-    default-server inter 3s fall 3 rise 2 on-marked-down shutdown-sessions
-    server postgresql_a 10.77.0.11:5432 maxconn 100 check port 8008
-    server postgresql_b 10.77.0.12:5432 maxconn 100 check port 8008
-
-listen replicas
-    bind *:5001
-    option httpchk OPTIONS /replica
-    http-check expect status 200
-    default-server inter 3s fall 3 rise 2 on-marked-down shutdown-sessions
-    server postgresql_a 10.77.0.11:5432 maxconn 100 check port 8008
-    server postgresql_b 10.77.0.12:5432 maxconn 100 check port 8008
-";
+/// What users are given to begin with; the addresses are a lab's.
+const CONFIGURATION: &str = include_str!("../../../docs/haproxy.cfg");
 /// The lab's own address among the clients.
 const HOST: &str = "10.77.0.1";
 const NODES: [(&str, &str); 2] = [("10.77.0.11", "node-a"), ("10.77.0.12", "node-b")];

@@ -13,6 +13,8 @@ pub(crate) struct Process {
     pub(crate) pid: Pid,
     /// Command line, with spaces.
     pub(crate) words: String,
+    /// It is PID 1 there, with which all others end.
+    pub(crate) first: bool,
 }
 
 /// The control group of a lab of containers.
@@ -36,7 +38,10 @@ pub(crate) fn of(group: &str, node: &str) -> Vec<Process> {
         let groups = String::from_utf8(read("cgroup")?).ok()?;
         let inside = groups.lines().any(|line| line.contains(&place) || line.ends_with(&ends));
         let words = String::from_utf8_lossy(&read("cmdline")?).replace('\0', " ");
-        inside.then_some(Process { pid: Pid::from_raw(number)?, words })
+        let status = String::from_utf8(read("status")?).ok()?;
+        let numbers = status.lines().find(|line| line.starts_with("NSpid:"))?;
+        let first = numbers.split_whitespace().next_back() == Some("1");
+        inside.then_some(Process { pid: Pid::from_raw(number)?, words, first })
     });
     found.collect()
 }

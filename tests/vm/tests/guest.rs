@@ -53,7 +53,7 @@ fn bonds() {
         package: "dyad-net",
         test: "namespace",
         select: &["--skip", "inside_"],
-        modules: &["tls", "bonding", "llc", "stp", "bridge", "veth"],
+        modules: &["tls", "bonding", "llc", "stp", "bridge", "garp", "mrp", "8021q", "veth"],
         ext4: false,
         env: &[],
         libraries: &[],

@@ -362,7 +362,17 @@ fn mounted_as_unpacked(lab: &Lab, dir: &Path) {
     let listing =
         stdout("unsquashfs -lln", &program("unsquashfs", &["-no-progress", "-lln", "-d", "", image]));
     // What Dyad replaces is not in it, and nobody can log in from elsewhere.
-    for name in ["pacemakerd", "corosync", "pcs", "keepalived", "patroni", "haproxy", "etcd", "sshd"] {
+    for name in [
+        "pacemakerd",
+        "corosync",
+        "pcs",
+        "keepalived",
+        "patroni",
+        "haproxy",
+        "etcd",
+        "sshd",
+        "authorized_keys",
+    ] {
         let there = listing.lines().find(|line| line.rsplit('/').next() == Some(name));
         assert_eq!(there, None, "{name} is in the image");
     }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::raw::RawSite;
-use super::{Operator, Site, Vm, Volume, network, postgresql};
+use super::{Operator, Site, Vm, Volume, WithoutWitness, network, postgresql};
 use crate::decode::At;
 use crate::diagnostic::{Diagnostic, Diagnostics, Source, nearest};
 use crate::scalar::ByteSize;
@@ -60,17 +60,22 @@ pub(super) fn site(source: &Arc<Source>, raw: RawSite) -> Result<Site, Diagnosti
     let volumes = volumes(&raw, &mut found);
     let vms = vms(&raw, &mut found);
     let operators = operators(&raw, &mut found);
+    if let (Some(alone), Some(_)) = (&raw.without_witness, &raw.witness) {
+        let title = "`without_witness` means nothing for a pair that has a witness".to_owned();
+        found.at(&alone.span, title, "remove this, or `witness`");
+    }
     Diagnostics::check(found.errors)?;
     Ok(Site {
         cluster: raw.cluster.to_string(),
         profile: raw.profile,
         pairing: raw.pairing,
-        without_witness: raw.without_witness,
+        without_witness: raw.without_witness.map_or(WithoutWitness::PrimaryBiased, |word| word.value),
         witness: raw.witness.map(|w| w.value),
         dns: raw.dns.iter().map(|d| d.value).collect(),
         ntp: raw.ntp.iter().map(|d| d.value).collect(),
         nodes: network.nodes,
         bonds: network.bonds,
+        vlans: network.vlans,
         bridges: network.bridges,
         routes: network.routes,
         vips: network.vips,

@@ -8,6 +8,7 @@ use super::check::Found;
 use super::raw::{RawBond, RawLink, RawNode, RawSite, RouteTo};
 use super::{
     Address, Bond, BondMode, BondModeWord, Bridge, HashPolicy, LacpRate, Link, LinkMatch, Node, Route, Vip,
+    Vlan,
 };
 use crate::decode::{At, Entries};
 use crate::scalar::Text;
@@ -22,6 +23,7 @@ const TAKEN: [&str; 4] = ["lo", "lan", "repl", "eth"];
 pub(super) struct Network {
     pub(super) nodes: Vec<Node>,
     pub(super) bonds: Vec<Bond>,
+    pub(super) vlans: Vec<Vlan>,
     pub(super) bridges: Vec<Bridge>,
     pub(super) routes: Vec<Route>,
     pub(super) vips: Vec<Vip>,
@@ -32,6 +34,7 @@ pub(super) fn check(raw: &RawSite, found: &mut Found) -> Network {
     let masters = masters(raw, &nodes, found);
     let network = Network {
         bonds: raw.bonds.iter().map(|(name, bond)| make_bond(name.as_str(), bond, found)).collect(),
+        vlans: vlans(raw, &nodes, &masters, found),
         bridges: raw
             .bridges
             .iter()
@@ -143,15 +146,18 @@ fn masters(raw: &RawSite, nodes: &[Node], found: &mut Found) -> BTreeMap<String,
     }
     for (name, bridge) in raw.bridges.iter() {
         own_name(name.as_str(), &name.span, found);
-        if let Some((bond, _)) = raw.bonds.iter().find(|(bond, _)| bond.value == name.value) {
-            let title = format!("`{name}` is a bond and a bridge");
-            found.twice(&name.span, &bond.span, title, "names of interfaces are unique");
+        let others = raw.bonds.iter().map(|(other, _)| (other, "bond"));
+        let others = others.chain(raw.vlans.iter().map(|(other, _)| (other, "VLAN")));
+        for (other, kind) in others.filter(|(other, _)| other.value == name.value) {
+            let title = format!("`{name}` is a {kind} and a bridge");
+            found.twice(&name.span, &other.span, title, "names of interfaces are unique");
         }
         for member in &bridge.members {
             let mut known = common_links(nodes);
             known.extend(raw.bonds.iter().map(|(bond, _)| bond.as_str()));
+            known.extend(raw.vlans.iter().map(|(vlan, _)| vlan.as_str()));
             if !known.contains(&member.as_str()) {
-                found.unknown_at("link or bond", " on every node", member, &known);
+                found.unknown_at("link, bond or VLAN", " on every node", member, &known);
             }
             join(member.as_str(), &member.span, name.as_str(), found);
         }
@@ -162,8 +168,8 @@ fn masters(raw: &RawSite, nodes: &[Node], found: &mut Found) -> BTreeMap<String,
 fn own_name(name: &str, span: &Range<usize>, found: &mut Found) {
     let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
     if TAKEN.contains(&stem) {
-        let title = format!("`{name}` cannot be the name of a bond or bridge");
-        found.at(span, title, "expected a name such as \"bond0\" or \"br0\"");
+        let title = format!("`{name}` cannot be the name of a bond, VLAN or bridge");
+        found.at(span, title, "expected a name such as \"bond0\", \"vlan20\" or \"br0\"");
     }
 }
 
@@ -206,12 +212,41 @@ fn make_bond(name: &str, raw: &RawBond, found: &mut Found) -> Bond {
     }
 }
 
+fn vlans(raw: &RawSite, nodes: &[Node], masters: &BTreeMap<String, String>, found: &mut Found) -> Vec<Vlan> {
+    let mut vlans: Vec<(Vlan, Range<usize>)> = Vec::new();
+    for (name, vlan) in raw.vlans.iter() {
+        own_name(name.as_str(), &name.span, found);
+        if let Some((bond, _)) = raw.bonds.iter().find(|(bond, _)| bond.value == name.value) {
+            let title = format!("`{name}` is a bond and a VLAN");
+            found.twice(&name.span, &bond.span, title, "names of interfaces are unique");
+        }
+        let mut known = common_links(nodes);
+        known.extend(raw.bonds.iter().map(|(bond, _)| bond.as_str()));
+        let (link, span) = (vlan.link.as_str(), &vlan.link.span);
+        if !known.contains(&link) {
+            found.unknown_at("link or bond", " on every node", &vlan.link, &known);
+        } else if let Some(master) = masters.get(link) {
+            let title = format!("`{link}` is a member of `{master}` and carries no VLAN of its own");
+            found.at(span, title, "expected a link or bond that is in nothing else");
+        }
+        let vlan = Vlan { name: name.to_string(), link: link.to_owned(), id: vlan.id.0 as u16 };
+        let same = |other: &&(Vlan, Range<usize>)| (&other.0.link, other.0.id) == (&vlan.link, vlan.id);
+        if let Some((other, first)) = vlans.iter().find(same) {
+            let title = format!("`{name}` and `{}` are both VLAN {} of `{link}`", other.name, vlan.id);
+            found.twice(span, first, title, "a number is one network of a link");
+        }
+        vlans.push((vlan, span.clone()));
+    }
+    vlans.into_iter().map(|(vlan, _)| vlan).collect()
+}
+
 /// Interfaces of a node that can have an address: those that are no member of another.
 fn addressable<'a>(raw: &'a RawSite, node: &'a Node, masters: &BTreeMap<String, String>) -> Vec<&'a str> {
     let links = node.links.iter().map(|l| l.role.as_str());
     let bonds = raw.bonds.iter().map(|(name, _)| name.as_str());
+    let vlans = raw.vlans.iter().map(|(name, _)| name.as_str());
     let bridges = raw.bridges.iter().map(|(name, _)| name.as_str());
-    links.chain(bonds).chain(bridges).filter(|i| !masters.contains_key(*i)).collect()
+    links.chain(bonds).chain(vlans).chain(bridges).filter(|i| !masters.contains_key(*i)).collect()
 }
 
 /// Every address is on an interface that exists and can have one.

@@ -24,8 +24,8 @@ table! {
         profile: Profile = Profile::Lan,
         /// How two blank nodes prove that they belong together.
         pairing: Pairing = Pairing::Key,
-        /// What a pair does while no witness answers.
-        without_witness: WithoutWitness = WithoutWitness::PrimaryBiased,
+        /// What a pair that has no witness does when one of the two is lost; not beside `witness`.
+        without_witness: Option<At<WithoutWitness>>,
         /// The third vote.
         witness: Option<At<SocketAddr>>,
         /// Resolvers.
@@ -38,6 +38,8 @@ table! {
         links: Entries<Role, RawLink>,
         /// Several links as one, the same on every node.
         bonds: Entries<IfName, RawBond>,
+        /// Tagged networks on links or bonds, the same on every node.
+        vlans: Entries<IfName, RawVlan>,
         /// Bridges for virtual machines, the same on every node.
         bridges: Entries<IfName, RawBridge>,
         /// Static routes, the same on every node.
@@ -95,9 +97,19 @@ table! {
 }
 
 table! {
+    /// One tagged network of those that a cable carries (802.1Q).
+    pub(crate) struct RawVlan {
+        /// A link's role or a bond.
+        link: At<IfName>,
+        /// Its number.
+        id: Int<1, 4094>,
+    }
+}
+
+table! {
     /// A bridge.
     pub(crate) struct RawBridge {
-        /// Links and bonds in it; without any it joins only the machines of one node.
+        /// Links, bonds and VLANs in it; without any it joins only the machines of one node.
         members: Vec<At<IfName>>,
     }
 }
@@ -117,7 +129,7 @@ table! {
     pub(crate) struct RawVip {
         /// Address and prefix length.
         address: At<IpNet>,
-        /// A link's role, a bond or a bridge.
+        /// A link's role, a bond, a VLAN or a bridge.
         interface: At<IfName>,
     }
 }
@@ -193,8 +205,8 @@ table! {
         role: Option<At<SqlName>>,
         /// From where.
         network: At<IpNet>,
-        /// Over TLS only.
-        tls: bool = false,
+        /// Over TLS only; false also lets in who does not ask for it.
+        tls: bool = true,
     }
 }
 

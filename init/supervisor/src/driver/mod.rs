@@ -55,7 +55,6 @@ use arbiter::Enroller;
 use clients::Clients;
 use hooks::Hooks;
 use journal::Journal;
-use observe::Replication;
 use peer::Status;
 use postgres::Postgres;
 use record::Record;
@@ -68,6 +67,7 @@ pub(crate) use copies::{copies_dir, keep_copy, send as send_copies};
 pub(crate) use history::history;
 pub(crate) use membership::identity_path;
 pub use membership::{Member, Membership, MembershipError};
+pub(crate) use observe::Replication;
 pub use peer::PORT;
 pub(crate) use shown::{Role, Shown};
 

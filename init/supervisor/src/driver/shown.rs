@@ -294,7 +294,7 @@ impl Shown {
         words::phase(self.view.phase)
     }
 
-    /// Why it is not better, the nearest cause first, one a line.
+    /// Why it is not better, the nearest cause first, one a line; then what is odd about addresses.
     pub(crate) fn why(&self) -> Vec<String> {
         let doing = |node: Node, phase: Phase, replication: Replication| {
             let copied = replication.copied_percent.map(|percent| format!(", {percent} % of it is here"));
@@ -307,6 +307,9 @@ impl Shown {
         let own = self.view.why.iter().map(|cause| words::cause(*cause).to_owned());
         let peer = self.heard().filter(|peer| !peer.why.is_empty());
         let peer = peer.map(|peer| format!("{} says: {}", self.name(self.me.peer()), peer.why));
-        std::iter::once(phase).chain(own).chain(copies).chain(peer).collect()
+        let odd =
+            |row: VipRow| (!row.note.is_empty()).then(|| format!("address {}: {}", row.address, row.note));
+        let addresses = self.vip_rows().into_iter().filter_map(odd);
+        std::iter::once(phase).chain(own).chain(copies).chain(peer).chain(addresses).collect()
     }
 }

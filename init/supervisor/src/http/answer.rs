@@ -13,6 +13,8 @@ pub(crate) struct Facts {
     pub(crate) primary: bool,
     /// This node follows its primary.
     pub(crate) standby: bool,
+    /// What clients need beside PostgreSQL runs here; where that is nothing, PostgreSQL does.
+    pub(crate) application: bool,
     /// Commits wait for this standby.
     pub(crate) synchronous: bool,
     /// The standby receives.
@@ -157,6 +159,8 @@ fn holds(path: &str, request: &Request, facts: &Facts) -> Option<Result<bool, St
         "/read-only-sync" => facts.primary || (standby && facts.synchronous),
         "/async" | "/asynchronous" => standby && !facts.synchronous,
         "/read-only-async" => facts.primary || (standby && !facts.synchronous),
+        // Not one of Patroni's.
+        "/app" => facts.application,
         // There is one cluster here, and it follows nobody.
         "/standby-leader" | "/standby_leader" => false,
         "/health" => facts.primary || facts.standby,
@@ -241,7 +245,7 @@ mod tests {
 
     #[test]
     fn paths_mean_what_patroni_means_by_them() {
-        let primary = facts(|facts| facts.primary = true);
+        let primary = facts(|facts| (facts.primary, facts.application) = (true, true));
         let standby = facts(|facts| (facts.standby, facts.synchronous, facts.streams) = (true, true, true));
         let behind = facts(|facts| (facts.standby, facts.lag_bytes) = (true, Some(2 << 20)));
         let nothing = facts(|_| {});
@@ -260,6 +264,7 @@ mod tests {
             ("/sync", [503, 200, 503, 503]),
             ("/async", [503, 503, 200, 503]),
             ("/read-only-sync", [200, 200, 503, 503]),
+            ("/app", [200, 503, 503, 503]),
             ("/health", [200, 200, 200, 503]),
             ("/liveness", [200, 200, 200, 200]),
             ("/readiness", [200, 200, 503, 503]),
@@ -392,6 +397,7 @@ mod tests_support {
             primary: false,
             standby: false,
             synchronous: false,
+            application: false,
             streams: false,
             lag_bytes: Some(0),
             position: None,

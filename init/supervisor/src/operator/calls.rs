@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use dyad_api::control::{self, ExitStatus, Oneshot, Refusal};
+use dyad_api::control::{self, ExitStatus, Oneshot, Refusal, ServiceState};
 use dyad_api::line::TooLong;
 use dyad_api::operator::{
     Call, CredentialRow, Credentials, Exec, ExecResult, Failure, FailureKind, FirewallRules, LOG_LINES_MAX,
@@ -40,6 +40,8 @@ pub(crate) struct Declared {
     pub(crate) pairing: Option<Pairing>,
     /// By which clients reach the database, as far as the site file says it.
     pub(crate) reached: Vec<String>,
+    /// Services that clients need beside it.
+    pub(crate) client_services: Vec<String>,
 }
 
 impl Declared {
@@ -48,7 +50,8 @@ impl Declared {
         let name = dyad_net::UNNAMED.to_owned();
         let site = "not read yet: the disk that it is on is being made ready".to_owned();
         let identity = Identity { name, cluster: None, key: None, site };
-        Self { identity, postgresql: Loaded::Absent.postgresql(), pairing: None, reached: Vec::new() }
+        let postgresql = Loaded::Absent.postgresql();
+        Self { identity, postgresql, pairing: None, reached: Vec::new(), client_services: Vec::new() }
     }
 }
 
@@ -178,7 +181,7 @@ impl Context {
             Call::Firewall => Ok(self.firewall_rules()),
             Call::Policy => self.policy(),
             Call::Check => Ok(value(&self.check(caller).await)),
-            Call::Why(of) => self.why(&of),
+            Call::Why(of) => self.why(&of).await,
             Call::SwitchOver(how) => self.switch_over(how, caller).await,
             Call::Drain(node) => self.drain(node, true, caller).await,
             Call::Undrain(node) => self.drain(node, false, caller).await,
@@ -240,12 +243,21 @@ impl Context {
         let serving = self.pg.borrow().serving;
         let pair = self.pair.borrow();
         let replication = pair.as_ref().map(|pair| pair.replication).unwrap_or_default();
+        let primary = pair.as_ref().map_or(serving, Shown::serves);
+        // Of a server that does not run no position is known.
+        let standby =
+            pair.as_ref().is_some_and(|pair| pair.role() == Role::Standby) && replication.position.is_some();
+        let services = &self.declared.borrow().client_services;
+        let view = self.pid1.view();
+        let up = |name: &String| {
+            let state = view.borrow().service(name).map(|service| service.state);
+            matches!(state, Some(ServiceState::Ready | ServiceState::Done))
+        };
         Facts {
             status,
-            primary: pair.as_ref().map_or(serving, Shown::serves),
-            // Of a server that does not run no position is known.
-            standby: pair.as_ref().is_some_and(|pair| pair.role() == Role::Standby)
-                && replication.position.is_some(),
+            primary,
+            standby,
+            application: if services.is_empty() { primary || standby } else { services.iter().all(up) },
             synchronous: pair.as_ref().is_some_and(Shown::is_synchronous),
             streams: replication.streams,
             lag_bytes: replication.lag_bytes,

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::calls::{Caller, Context, Other};
-use crate::driver::{Role, Shown};
+use crate::driver::{Replication, Role, Shown};
 use crate::paths::Paths;
 
 /// A standby may be so far behind without a warning: 1 MiB.
@@ -48,7 +48,7 @@ impl Context {
         let other = self.peer.borrow().clone();
         let mut seen = vec![("protection", protection(&status)), ("database", database(&status))];
         if let Some(pair) = &pair {
-            seen.push(("replication", replication(pair)));
+            seen.push(("replication", replication(pair.role(), pair.replication)));
             seen.push(("witness", witness(pair)));
             seen.push(("addresses", addresses(&status)));
             seen.push(("ways", ways(pair)));
@@ -121,10 +121,9 @@ fn database(status: &Status) -> Seen {
     }
 }
 
-fn replication(pair: &Shown) -> Seen {
-    let replication = pair.replication;
+fn replication(role: Role, replication: Replication) -> Seen {
     let lag = replication.lag_bytes.unwrap_or_default();
-    match (pair.role(), replication.streams) {
+    match (role, replication.streams) {
         (Role::None, _) => critical("this node is neither primary nor standby"),
         (Role::Primary, false) => critical("no standby receives from here"),
         (Role::Standby, false) => critical("nothing is received from the primary"),
@@ -274,6 +273,17 @@ mod tests {
         let (verdict, note) = way("pair", address).await;
         assert_eq!(verdict, Verdict::Critical);
         assert!(note.contains(&address.to_string()) && note.contains("refused"), "{note}");
+    }
+
+    #[test]
+    fn a_standby_is_late_from_one_mebibyte_on() {
+        for role in [Role::Primary, Role::Standby] {
+            let of = |lag| Replication { streams: true, lag_bytes: Some(lag), ..Replication::default() };
+            assert_eq!(replication(role, of(1 << 20)).0, Verdict::Ok);
+            let (verdict, note) = replication(role, of((1 << 20) + 1));
+            assert_eq!((verdict, note.contains("1048577 bytes behind")), (Verdict::Warning, true), "{note}");
+            assert_eq!(replication(role, Replication::default()).0, Verdict::Critical);
+        }
     }
 
     #[test]

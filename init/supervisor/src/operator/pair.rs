@@ -5,7 +5,7 @@ use std::time::Duration;
 use dyad_api::control;
 use dyad_api::operator::{
     Call, Certificate, Code, Events, FREEZE_SECONDS_MAX, Failure, FailureKind, Freeze, LOG_LINES_MAX,
-    NodeName, Reply, Request, ResourceName, SwitchOver, TakeOver,
+    LinkRow, NodeName, Reply, Request, ResourceName, SwitchOver, TakeOver,
 };
 use dyad_channel::operator::{Ask, Told};
 use dyad_channel::secret;
@@ -31,17 +31,22 @@ const ANSWERED: Duration = Duration::from_millis(500);
 /// For the other node to take over before a machine goes down.
 const HAND_OVER: Duration = Duration::from_secs(30);
 
-fn known(resource: Option<&str>) -> Result<(), Failure> {
-    match resource {
-        Some(RESOURCE) | None => Ok(()),
-        Some(other) => Err(Failure::new(
-            FailureKind::Usage,
-            format!("there is no resource {other:?}; {RESOURCE:?} is accepted"),
-        )),
-    }
-}
-
 impl Shown {
+    /// A resource is the database or an address that follows it, as the status shows that or without its prefix length.
+    fn has(&self, resource: Option<&str>) -> Result<(), Failure> {
+        let Some(asked) = resource else { return Ok(()) };
+        let addresses = || self.vips.iter().map(|(address, _)| &**address);
+        let is = |known: &str| known == asked || known.split('/').next() == Some(asked);
+        if asked == RESOURCE || addresses().any(is) {
+            return Ok(());
+        }
+        let accepted: Vec<String> =
+            std::iter::once(RESOURCE).chain(addresses()).map(|known| format!("{known:?}")).collect();
+        let accepted = accepted.join(", ");
+        let message = format!("there is no resource {asked:?}; accepted: {accepted}");
+        Err(Failure::new(FailureKind::Usage, message))
+    }
+
     /// One of the two.
     fn knows(&self, name: &str) -> Result<(), Failure> {
         if self.names.iter().any(|known| known == name) {
@@ -154,9 +159,22 @@ impl Context {
         Ok(value(&missing))
     }
 
-    pub(super) fn why(&self, of: &ResourceName) -> Result<Value, Failure> {
-        known(of.resource.as_deref())?;
-        Ok(value(&self.member()?.why()))
+    /// The nearest cause first. Of a node that has not found the other one: what each of its links has.
+    pub(super) async fn why(&self, of: &ResourceName) -> Result<Value, Failure> {
+        let member = self.pair.borrow().clone();
+        if let Some(member) = member {
+            member.has(of.resource.as_deref())?;
+            return Ok(value(&member.why()));
+        }
+        let status = self.status().await;
+        let link = |link: &LinkRow| {
+            let up = if link.up { "up" } else { "down" };
+            [&[&*link.name, up], &*link.addresses.iter().map(|it| &**it).collect::<Vec<_>>(), &[&*link.note]]
+                .concat()
+                .join(" ")
+        };
+        let lines = std::iter::once(status.reason).chain(status.node.network.links.iter().map(link));
+        Ok(value(&lines.collect::<Vec<_>>()))
     }
 
     pub(super) fn policy(&self) -> Result<Value, Failure> {
@@ -164,8 +182,8 @@ impl Context {
     }
 
     pub(super) async fn switch_over(&self, how: SwitchOver, caller: &Caller) -> Result<Value, Failure> {
-        known(how.resource.as_deref())?;
         let member = self.member()?;
+        member.has(how.resource.as_deref())?;
         let Some(holder) = member.holder() else { return Err(refused("nobody holds the database yet")) };
         if let Some(to) = how.to.as_deref() {
             member.knows(to)?;
@@ -248,8 +266,8 @@ impl Context {
 
     pub(super) async fn take_over(&self, how: TakeOver) -> Result<Value, Failure> {
         let TakeOver { resource, peer_is_off } = how;
-        known(resource.as_deref())?;
         let member = self.member()?;
+        member.has(resource.as_deref())?;
         match member.view.word {
             Word::Counts => {}
             Word::Holds => return Err(refused("this node holds the database already")),

@@ -81,7 +81,7 @@ pub(crate) struct Host {
     /// Why the disk or the site stands in the way.
     pub(crate) trouble: Option<String>,
     /// Links that the last beacon went over.
-    pub(crate) links: usize,
+    pub(crate) links: Vec<String>,
     pub(crate) member: Option<Membership>,
     pub(crate) shown: watch::Sender<Option<String>>,
 }
@@ -106,7 +106,7 @@ impl Host {
             channel: None,
             refusal: None,
             trouble: None,
-            links: 0,
+            links: Vec::new(),
             member,
             shown,
         }
@@ -264,9 +264,9 @@ impl Host {
         }
         let own = self.keys.public();
         let step = match &self.durable {
-            _ if self.links == 0 => "no link of this machine is up yet".to_owned(),
+            _ if self.links.is_empty() => "no link of this machine is up yet".to_owned(),
             Durable::Blank if self.neighbours.is_empty() => {
-                format!("this node ({own:?}) looks for the other one on {} of its links", self.links)
+                format!("this node ({own:?}) looks for the other one on {}", self.links.join(", "))
             }
             Durable::Blank => format!("this node ({own:?}) has heard another one with its site key"),
             Durable::Minted { peer, .. } => format!("this node ({own:?}) pairs with {peer:?}"),

@@ -1,6 +1,6 @@
 //! Beacons over IPv6 link-local multicast, on every link that has such an address: no address has to be configured.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 
@@ -31,12 +31,12 @@ impl Links {
         Ok(Self { socket: UdpSocket::from_std(socket)?, joined: BTreeSet::new() })
     }
 
-    /// Sends a beacon on every link; their number. A link that cannot send now is one that a later beacon goes over.
-    pub(crate) async fn announce(&mut self, beacon: &[u8]) -> io::Result<usize> {
+    /// Sends a beacon on every link; their names. A link that cannot send now is one that a later beacon goes over.
+    pub(crate) async fn announce(&mut self, beacon: &[u8]) -> io::Result<Vec<String>> {
         let links = with_address(&std::fs::read_to_string(ADDRESSES)?);
-        self.joined.retain(|index| links.contains(index));
-        let mut sent = 0;
-        for index in links {
+        self.joined.retain(|index| links.contains_key(index));
+        let mut sent = Vec::new();
+        for (index, name) in links {
             // A link that went and came back is another one to the kernel: joining twice says so, and is no failure.
             if !self.joined.contains(&index) {
                 match self.socket.join_multicast_v6(&GROUP, index) {
@@ -45,7 +45,9 @@ impl Links {
                 };
             }
             let to = SocketAddrV6::new(GROUP, PORT, 0, index);
-            sent += usize::from(self.socket.send_to(beacon, to).await.is_ok());
+            if self.socket.send_to(beacon, to).await.is_ok() {
+                sent.push(name);
+            }
         }
         Ok(sent)
     }
@@ -75,13 +77,13 @@ pub(crate) fn at_port(beacon: SocketAddrV6) -> SocketAddrV6 {
     SocketAddrV6::new(*beacon.ip(), PORT, 0, beacon.scope_id())
 }
 
-/// Indexes of the links with a usable link-local address.
-fn with_address(table: &str) -> BTreeSet<u32> {
+/// Indexes and names of the links with a usable link-local address.
+fn with_address(table: &str) -> BTreeMap<u32, String> {
     let link = |line: &str| {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        let [_, index, _, SCOPE_LINK, flags, _] = fields[..] else { return None };
+        let [_, index, _, SCOPE_LINK, flags, name] = fields[..] else { return None };
         let usable = u8::from_str_radix(flags, 16).ok()? & FLAGS_UNUSABLE == 0;
-        u32::from_str_radix(index, 16).ok().filter(|_| usable)
+        u32::from_str_radix(index, 16).ok().filter(|_| usable).map(|index| (index, name.to_owned()))
     };
     table.lines().filter_map(link).collect()
 }
@@ -97,7 +99,7 @@ mod tests {
             fd770000000000000000000000000011 02 40 00 80     lan0\n\
             fe800000000000000000000000000002 0b 40 20 c0    repl0\n\
             fe800000000000000000000000000003 10 40 20 80    repl1\n";
-        assert_eq!(with_address(table), BTreeSet::from([2, 16]));
+        assert_eq!(with_address(table), BTreeMap::from([(2, "lan0".to_owned()), (16, "repl1".to_owned())]));
     }
 
     #[test]

@@ -167,7 +167,7 @@ async fn hear(host: Shared) {
         };
         if let Some(beacon) = todo.announce {
             match links.announce(&beacon).await {
-                Ok(count) => host.borrow_mut().links = count,
+                Ok(names) => host.borrow_mut().links = names,
                 Err(error) => trouble(&host, &PairingError::Socket(error)),
             }
         }

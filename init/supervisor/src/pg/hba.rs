@@ -9,7 +9,8 @@ pub(crate) const IDENT: &str = "# Written by the supervisor; what is changed her
      dyad root postgres\n\
      dyad postgres postgres\n";
 
-/// Text of `pg_hba.conf`. Without rules of the site every network that the node itself is in may try with a password.
+/// Text of `pg_hba.conf`. Without rules of the site every network that the node itself is in may try, over TLS and with a
+/// password.
 pub(crate) fn render(rules: &[Access], stance: &Stance) -> String {
     let mut out = String::from(
         "# Written by the supervisor; what is changed here is put back. Rules belong in the site file.\n\
@@ -22,7 +23,7 @@ pub(crate) fn render(rules: &[Access], stance: &Stance) -> String {
          host all postgres all reject\n",
     );
     if rules.is_empty() {
-        out.push_str("host all all samehost scram-sha-256\nhost all all samenet scram-sha-256\n");
+        out.push_str("hostssl all all samehost scram-sha-256\nhostssl all all samenet scram-sha-256\n");
     }
     for Access { database, role, network, tls } in rules {
         let kind = if *tls { "hostssl" } else { "host" };

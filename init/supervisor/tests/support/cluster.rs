@@ -54,7 +54,13 @@ fn programs() -> PathBuf {
 
 /// Runs a story of two members in user and network namespaces of its own, as `postgres`.
 pub(crate) fn story(name: &str, profile: &str, tell: impl FnOnce(&mut Cluster)) {
-    within_namespaces(name, || tell(&mut Cluster::paired(profile)));
+    within_namespaces(name, || tell(&mut Cluster::paired(profile, None)));
+}
+
+/// The same of two that have no witness, and do so when one of them is lost.
+pub(crate) fn story_without_witness(name: &str, alone: &str, tell: impl FnOnce(&mut Cluster)) {
+    let word = format!("without_witness = \"{alone}\"");
+    within_namespaces(name, || tell(&mut Cluster::paired("lan", Some(&word))));
 }
 
 /// The same of two blank nodes.
@@ -132,6 +138,11 @@ impl Witness {
         (child, address)
     }
 
+    /// How a site file names it.
+    fn named(&self) -> String {
+        format!("witness = \"{}\"", self.address)
+    }
+
     /// A new one for an enrolment.
     pub(crate) fn code(&self) -> Vec<u8> {
         let made = Command::new(program("dyad-witness"))
@@ -159,14 +170,15 @@ pub(crate) struct Cluster {
     pub(crate) witness: Witness,
 }
 
-fn site(witness: SocketAddr, operator: &Identity, profile: &str) -> String {
+/// `votes` is the line that names a witness, or says what is done without one.
+fn site(votes: &str, operator: &Identity, profile: &str) -> String {
     let operator: String = operator.public().0.iter().map(|byte| format!("{byte:02x}")).collect();
     format!(
         r#"
 cluster = "test"
 profile = "{profile}"
 client_services = ["app"]
-witness = "{witness}"
+{votes}
 [nodes.node-a.links.lan0]
 mac = "02:00:00:00:00:01"
 [nodes.node-a.links.repl0]
@@ -204,7 +216,7 @@ ann = "ed25519:{operator}"
 
 /// The site of nodes that find each other.
 pub(crate) fn blank_site(witness: &Witness, profile: &str) -> String {
-    site(witness.address, &Identity::draw().unwrap(), profile)
+    site(&witness.named(), &Identity::draw().unwrap(), profile)
 }
 
 fn postgresql(text: &str) -> Postgresql {
@@ -214,21 +226,24 @@ fn postgresql(text: &str) -> Postgresql {
 }
 
 impl Cluster {
-    /// What pairing leaves: identities, a membership each, common passwords; and a code for the witness.
-    fn paired(profile: &str) -> Self {
+    /// What pairing leaves: identities, a membership each, common passwords; and a code for the witness, unless the site
+    /// file has something else `instead`.
+    fn paired(profile: &str, instead: Option<&str>) -> Self {
         let lan = Lan::new();
         let witness = Witness::start();
         let code = witness.code();
         let operator = tempfile::tempdir().unwrap();
         let key = Identity::load_or_make(&operator.path().join("key")).unwrap();
-        let text = site(witness.address, &key, profile);
+        let text = site(instead.unwrap_or(&witness.named()), &key, profile);
         let nodes = [0, 1].map(|at| Node::on(Some(lan.machine(at)), Some(&text)));
         let paths = nodes.each_ref().map(|node| Paths::new(node.dir.path()));
         let mut keys = Vec::new();
         for node in &nodes {
             std::fs::create_dir(node.path("state/identity")).unwrap();
             keys.push(Identity::load_or_make(&node.path("state/identity/node.key")).unwrap().public());
-            std::fs::write(node.path("efi/dyad/witness.code"), &code).unwrap();
+            if instead.is_none() {
+                std::fs::write(node.path("efi/dyad/witness.code"), &code).unwrap();
+            }
         }
         let secrets = Server::secrets(&paths[0], &postgresql(&text)).unwrap();
         Server::adopt_secrets(&paths[1], &secrets).unwrap();
@@ -389,7 +404,8 @@ impl Cluster {
         let trust = format!("sslmode=verify-full sslrootcert={}", file.path().display());
         let output = Command::new("/usr/lib/postgresql/15/bin/psql")
             .args(["-X", "-A", "-t", "-q", "-w", "-c", statement])
-            .arg(format!("{target} user=app dbname=shop connect_timeout=5 {trust}"))
+            // What the target says itself comes last, and counts.
+            .arg(format!("user=app dbname=shop connect_timeout=5 {trust} {target}"))
             .env("PGPASSWORD", password)
             .output()
             .unwrap();

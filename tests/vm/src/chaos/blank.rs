@@ -10,6 +10,7 @@ use super::cluster::{self, Image, PROTECTED, millis, status};
 use super::inject::NODES;
 use super::report::{Carried, Told};
 use super::{Backend, clock};
+use crate::processes::Process;
 use crate::{Lab, processes};
 
 /// What a node writes on its way from blank to member: every new file is a step.
@@ -38,14 +39,15 @@ enum Kind {
 const KINDS: [Kind; 5] = [Kind::Init, Kind::Supervisor, Kind::Server, Kind::Other, Kind::Witness];
 
 impl Kind {
-    fn is(self, words: &str) -> bool {
+    fn is(self, process: &Process) -> bool {
+        let Process { words, first, .. } = process;
         let server = ["postgres", "initdb", "pg_basebackup", "pg_rewind", "pg_controldata"];
         let server = server.iter().any(|name| words.contains(name));
         let supervisor = words.contains("dyad/supervisor");
         match self {
             Kind::Supervisor => supervisor,
             Kind::Server => server,
-            Kind::Other => !supervisor && !server && !words.contains("dyad/init"),
+            Kind::Other => !supervisor && !server && !first,
             Kind::Init | Kind::Witness => false,
         }
     }
@@ -137,7 +139,7 @@ fn kill(lab: &Lab, kind: Kind, node: &'static str, number: usize) -> Option<Stri
         Kind::Supervisor | Kind::Server | Kind::Other => {}
     }
     let group = processes::group(lab)?;
-    let all: Vec<_> = processes::of(&group, node).into_iter().filter(|p| kind.is(&p.words)).collect();
+    let all: Vec<_> = processes::of(&group, node).into_iter().filter(|process| kind.is(process)).collect();
     let victim = all.get(number % all.len().max(1))?;
     kill_process(victim.pid, Signal::KILL).ok()?;
     let name = victim.words.split(' ').next().unwrap_or_default();
