@@ -3,7 +3,7 @@
 
 mod check;
 mod credentials;
-pub use check::{CheckRow, PolicyRow, Verdict};
+pub use check::{CheckRow, PolicyRow, RoundTrip, RoundTripRow, Verdict};
 pub use credentials::{Certificate, CredentialRow, Credentials, Signed};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -65,6 +65,8 @@ pub enum Call {
     Firewall,
     /// Everything that must be true of a node, and of the other one of a pair; answered by a list of [`CheckRow`].
     Check,
+    /// A row is written on the primary and read on the standby, and is gone again; answered by [`RoundTripRow`].
+    RoundTrip(RoundTrip),
     /// What the pair does by itself, and when; answered by a list of [`PolicyRow`].
     Policy,
     /// The code with which two blank nodes know each other, where the site says `pairing = "code"`; answered by [`Code`].

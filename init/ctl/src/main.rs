@@ -15,8 +15,8 @@ use clap::{Parser, Subcommand};
 use dyad_api::client::{CallError, Client};
 use dyad_api::operator::{
     Call, Certificate, CheckRow, Code, Credentials, EventRow, Events, FirewallRules, Freeze, LogLine, Logs,
-    NodeName, PolicyRow, ResourceName, SOCKET, ServiceName, ServiceRow, Signed, Status, SwitchOver, TakeOver,
-    Verdict,
+    NodeName, PolicyRow, ResourceName, RoundTrip, RoundTripRow, SOCKET, ServiceName, ServiceRow, Signed,
+    Status, SwitchOver, TakeOver, Verdict,
 };
 use serde_json::Value;
 
@@ -66,6 +66,8 @@ enum Command {
         #[arg(long, conflicts_with = "json")]
         plugin: bool,
     },
+    /// Write a row on the primary, in a table made for it, read it on the standby, and drop the table
+    RoundTrip,
     /// The services
     Services {
         /// As a JSON list
@@ -270,6 +272,10 @@ fn tell(client: &mut Client<impl Read + Write>, command: Command) -> Result<(), 
             let Code { code } = client.call(Call::Pair(Code { code })).map_err(text)?;
             let code = code.unwrap_or_default();
             print(&format!("This node goes by the code {code}\nOn the other node: dyadctl pair {code}\n"))
+        }
+        Command::RoundTrip => {
+            let row: RoundTripRow = client.call(Call::RoundTrip(RoundTrip::default())).map_err(text)?;
+            print(&show::round_trip(&row))
         }
         Command::Enroll { code } => order(client, Call::Enroll(Code { code: Some(code) })),
         Command::Why { resource } => {

@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use dyad_api::operator::{
-    CheckRow, Credentials, EventRow, ImageSection, LogLine, NodeRow, PolicyRow, Protection, ServiceRow,
-    Status, Verdict, VipRow,
+    CheckRow, Credentials, EventRow, ImageSection, LogLine, NodeRow, PolicyRow, Protection, RoundTripRow,
+    ServiceRow, Status, Verdict, VipRow,
 };
 
 const MIB: u64 = 1024 * 1024;
@@ -63,6 +63,15 @@ pub(crate) fn check(rows: &[CheckRow]) -> String {
 /// What happens, and below it what is done then.
 pub(crate) fn policy(rows: &[PolicyRow]) -> String {
     rows.iter().map(|PolicyRow { when, then }| format!("{when}:\n    {then}\n")).collect()
+}
+
+/// One line: where, and how long it took.
+pub(crate) fn round_trip(row: &RoundTripRow) -> String {
+    let RoundTripRow { writer, reader, written_us, read_us } = row;
+    let [written, read] = [written_us, read_us].map(|us| *us as f64 / 1000.0);
+    format!(
+        "written on {writer} in {written:.1} ms, read on {reader} {read:.1} ms later; nothing is left of it\n"
+    )
 }
 
 /// One line, as monitoring plugins say it: the worst, and all that is not as it shall be.

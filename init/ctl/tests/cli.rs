@@ -173,6 +173,15 @@ fn the_policy_is_told_rule_by_rule() {
 }
 
 #[test]
+fn a_round_trip_says_where_and_how_long() {
+    let output = dyadctl(&["round-trip"], |_: &Value| {
+        Ok(json!({"writer": "node-a", "reader": "node-b", "written_us": 2_340, "read_us": 950}))
+    });
+    let line = "written on node-a in 2.3 ms, read on node-b 0.9 ms later; nothing is left of it\n";
+    assert_eq!(text(&output.stdout), line);
+}
+
+#[test]
 fn a_check_tells_each_thing_and_ends_as_a_monitoring_plugin_does() {
     let good = |_: &Value| Ok(rows("ok"));
     let odd = |_: &Value| Ok(rows("warning"));

@@ -15,7 +15,8 @@ use dyad_api::client::CallError;
 use dyad_api::control::ServiceState;
 use dyad_api::operator::{
     Call, Certificate, CheckRow, Credentials, EventRow, Events, FailureKind, FirewallRules, Freeze, NodeName,
-    PolicyRow, Protection, ResourceName, ServiceName, Signed, Status, SwitchOver, TakeOver, Verdict,
+    PolicyRow, Protection, ResourceName, RoundTrip, RoundTripRow, ServiceName, Signed, Status, SwitchOver,
+    TakeOver, Verdict,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde::de::DeserializeOwned;
@@ -66,6 +67,7 @@ fn operators_are_answered_as_documented() {
         cluster.wait_vips(holder);
         what_is_shown(cluster, holder);
         hooks_are_run(cluster, holder);
+        a_row_goes_from_one_node_to_the_other(cluster, holder);
         policy_is_told(cluster, other);
         a_long_query_is_told(cluster, holder);
         what_is_refused(cluster, holder);
@@ -254,6 +256,22 @@ fn a_stranger_is_told(cluster: &Cluster, holder: usize) {
         why.iter().any(|line| line.contains("10.77.0.100") && line.contains("has this address")),
         "{why:?}"
     );
+}
+
+/// Asked of either node; the table is made and dropped for it.
+fn a_row_goes_from_one_node_to_the_other(cluster: &Cluster, holder: usize) {
+    let other = 1 - holder;
+    for at in [holder, other] {
+        let row: RoundTripRow = ask(cluster, at, Call::RoundTrip(RoundTrip::default()));
+        assert_eq!((&*row.writer, &*row.reader), (NAMES[holder], NAMES[other]));
+        assert!(row.written_us > 0 && row.read_us > 0, "{row:?}");
+        let tables = "select count(*) from pg_class where relname like 'dyad%'";
+        cluster.wait("the end of the table", || {
+            [holder, other].iter().all(|at| cluster.sql(*at, tables).as_deref() == Ok("0")).then_some(())
+        });
+    }
+    let (kind, why) = refusal(cluster, other, Call::RoundTrip(RoundTrip { token: Some("x".into()) }));
+    assert_eq!((kind, why.contains("only the other node")), (FailureKind::Usage, true), "{why}");
 }
 
 fn paths_are_answered(cluster: &Cluster, holder: usize) {

@@ -139,6 +139,7 @@ impl Context {
                         | Call::Drain(_)
                         | Call::Undrain(_)
                         | Call::Check
+                        | Call::RoundTrip(_)
                         | Call::Enroll(_)
                         | Call::Certificate(_)
                 ) => {}
@@ -181,6 +182,7 @@ impl Context {
             Call::Firewall => Ok(self.firewall_rules()),
             Call::Policy => self.policy(),
             Call::Check => Ok(value(&self.check(caller).await)),
+            Call::RoundTrip(part) => self.round_trip(part, caller).await,
             Call::Why(of) => self.why(&of).await,
             Call::SwitchOver(how) => self.switch_over(how, caller).await,
             Call::Drain(node) => self.drain(node, true, caller).await,

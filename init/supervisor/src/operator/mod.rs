@@ -7,6 +7,7 @@ mod pair;
 mod port;
 mod remote;
 mod socket;
+mod trial;
 
 pub(crate) use calls::{Context, Declared, Other};
 pub(crate) use port::serve_port;

@@ -69,7 +69,7 @@ fn refused(message: impl Into<String>) -> Failure {
 }
 
 impl Context {
-    fn member(&self) -> Result<Shown, Failure> {
+    pub(super) fn member(&self) -> Result<Shown, Failure> {
         self.pair.borrow().clone().ok_or_else(|| refused(NOT_PAIRED))
     }
 
