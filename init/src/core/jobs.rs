@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::book::SavedJob;
 use super::capture::Capture;
-use super::{Core, Token};
+use super::{Core, PHASES, Token};
 use crate::cgroup::Group;
 use crate::exec::{self, Program, View};
 use crate::log::{error, warning};
@@ -19,6 +19,8 @@ use crate::{boot, clock};
 
 /// Jobs at the same time.
 pub(super) const JOBS_MAX: usize = 64;
+/// A phase whose helper is killed more often has failed.
+const KILLED_MAX: u8 = 3;
 /// A killed job whose cgroup does not empty in this time is given up: its processes hang in the kernel.
 const GIVE_UP_MS: u64 = 5_000;
 /// Output of a helper that is kept: its last lines are a phase's note.
@@ -74,11 +76,13 @@ struct Job {
 #[derive(Debug)]
 pub(super) struct Jobs {
     list: Vec<Option<Job>>,
+    /// How often the helper of each early boot phase was killed.
+    killed: [u8; PHASES.len()],
 }
 
 impl Jobs {
     pub(super) fn new() -> Self {
-        Self { list: Vec::with_capacity(JOBS_MAX) }
+        Self { list: Vec::with_capacity(JOBS_MAX), killed: [0; PHASES.len()] }
     }
 
     pub(super) fn count(&self) -> usize {
@@ -452,6 +456,7 @@ impl Core {
             (_, Some(Exit::Signal(signal))) => ExitStatus::Signaled(signal),
         };
         match job.kind {
+            Kind::Phase(phase) if self.is_run_again(phase, &status) => self.start_phase(phase),
             Kind::Phase(phase) => {
                 let (state, note) = phase_result(&status, &out, &err);
                 if phase == 0 {
@@ -483,6 +488,22 @@ impl Core {
             }
         }
         self.save();
+    }
+
+    /// Somebody killed the helper of a phase, by hand or for want of memory: it did not fail at its work, and every phase can be
+    /// begun again wherever it was.
+    fn is_run_again(&mut self, phase: usize, status: &ExitStatus) -> bool {
+        let &ExitStatus::Signaled(signal) = status else { return false };
+        let killed = &mut self.jobs.killed[phase];
+        if self.machine.is_shutting_down() || *killed >= KILLED_MAX {
+            return false;
+        }
+        *killed += 1;
+        warning!(
+            "phase {}: its helper was ended by signal {signal}, and is started again",
+            PHASES[phase].name
+        );
+        true
     }
 
     /// After a coldplug: new nodes may need other permissions, and the watchdog may be among them.

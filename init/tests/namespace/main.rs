@@ -5,6 +5,7 @@ mod faults;
 mod hostile;
 mod journal;
 mod machine;
+mod phases;
 mod places;
 mod steady;
 mod support;

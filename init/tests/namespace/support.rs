@@ -87,6 +87,16 @@ impl Container {
 
     /// The same, with this environment for PID 1.
     pub(crate) fn start_with(services: Vec<Service>, files: &[(&str, &Path)], env: &str) -> Self {
+        Self::prepared(services, files, env, ":")
+    }
+
+    /// The same, after shell words in the directory that is to be its root.
+    pub(crate) fn prepared(
+        services: Vec<Service>,
+        files: &[(&str, &Path)],
+        env: &str,
+        prepare: &str,
+    ) -> Self {
         let root = tempfile::tempdir().expect("a directory");
         let dyad = root.path().join("payload");
         std::fs::create_dir_all(&dyad).expect("payload");
@@ -101,7 +111,7 @@ impl Container {
              mount --bind /usr/lib/x86_64-linux-gnu usr/lib/x86_64-linux-gnu; mount --bind /lib64 lib64
              cp {root}/payload/* usr/lib/dyad/
              for l in machine-id hostname hosts resolv.conf; do ln -s /run/dyad/etc/$l etc/$l; done
-             : > began; exec chroot . /bin/busybox env -i container=dyad {env} /usr/lib/dyad/init",
+             {prepare}; : > began; exec chroot . /bin/busybox env -i container=dyad {env} /usr/lib/dyad/init",
             root = root.path().display(),
         );
         Self::run(root, &script)
