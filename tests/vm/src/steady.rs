@@ -97,9 +97,9 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("the packages' directory is UTF-8")
 }
 
-/// Runs pgbench; what it says. Clients of both speak without TLS.
+/// Runs pgbench; what it says. Clients of both speak TLS.
 fn measured(command: &mut std::process::Command) -> String {
-    let output = command.env("PGSSLMODE", "disable").output().expect("pgbench can be started");
+    let output = command.env("PGSSLMODE", "require").output().expect("pgbench can be started");
     crate::stdout("pgbench", &output)
 }
 

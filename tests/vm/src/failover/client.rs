@@ -2,16 +2,23 @@
 //! something fails, and prints when each row was acknowledged and by which server.
 
 use std::future::Future;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Error};
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
+use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::chaos::clock;
 
@@ -36,29 +43,51 @@ pub(crate) fn now_us() -> u64 {
     u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1000
 }
 
-/// What the client is told: whom to be, where, and the hosts that it tries in turn. The password is in `PGPASSWORD`.
+/// What the client is told: whom to be, where, and the hosts that it tries in turn. The password is in `PGPASSWORD`, and the file of
+/// the authority that it believes, where it shall speak TLS, in `PGSSLROOTCERT`.
 pub(crate) fn run(user: &str, database: &str, hosts: &[&str]) -> std::io::Result<()> {
     let hosts: Vec<IpAddr> = hosts.iter().filter_map(|host| host.parse().ok()).collect();
     let mut config = Config::new();
     config.user(user).dbname(database).password(std::env::var("PGPASSWORD").unwrap_or_default());
+    let tls = std::env::var_os("PGSSLROOTCERT").map(|file| believing(Path::new(&file))).transpose()?;
+    config.ssl_mode(if tls.is_some() { SslMode::Require } else { SslMode::Disable });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         for host in hosts.iter().cycle() {
             // Whatever was wrong, the next one is tried.
-            let _ = session(&config, *host).await;
+            let _ = session(&config, tls.clone(), *host).await;
             tokio::time::sleep(PAUSE).await;
         }
         Ok(())
     })
 }
 
+/// As `sslmode=verify-full` does.
+fn believing(authority: &Path) -> std::io::Result<MakeRustlsConnect> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(authority).map_err(Error::other)? {
+        roots.add(certificate.map_err(Error::other)?).map_err(Error::other)?;
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = versions.map_err(Error::other)?.with_root_certificates(roots).with_no_client_auth();
+    Ok(MakeRustlsConnect::new(config))
+}
+
 /// One connection, from its beginning to its end.
-async fn session(config: &Config, host: IpAddr) -> Option<()> {
+async fn session(config: &Config, tls: Option<MakeRustlsConnect>, host: IpAddr) -> Option<()> {
     let stream = within(CONNECT, TcpStream::connect(SocketAddr::new(host, PORT))).await?;
     println!("connected {}", now_us());
     stream.set_nodelay(true).ok()?;
-    let (client, connection) = within(ANSWER, config.connect_raw(stream, NoTls)).await?;
-    let driver = tokio::spawn(connection);
+    let (client, driver) = if let Some(mut tls) = tls {
+        let tls =
+            <MakeRustlsConnect as MakeTlsConnect<TcpStream>>::make_tls_connect(&mut tls, &host.to_string());
+        let (client, connection) = within(ANSWER, config.connect_raw(stream, tls.ok()?)).await?;
+        (client, tokio::spawn(connection))
+    } else {
+        let (client, connection) = within(ANSWER, config.connect_raw(stream, NoTls)).await?;
+        (client, tokio::spawn(connection))
+    };
     while let Some(server) = write(&client).await {
         println!("acknowledged {} {server}", now_us());
         tokio::time::sleep(PAUSE).await;

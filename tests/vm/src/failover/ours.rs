@@ -78,7 +78,11 @@ impl<'a> Ours<'a> {
         let own = own.to_str().expect("the target directory is UTF-8");
         let vip = watch::VIP.to_string();
         let mut command = hands.access.inside(&[own, "client", "lab", "lab", &vip]);
-        command.env("PGPASSWORD", &hands.access.password);
+        let authority = lab.state().join("authority.pem");
+        let credentials = lab.ask("node-a", &["credentials"]);
+        let text = credentials["authority"].as_str().expect("a pair has an authority");
+        std::fs::write(&authority, text).expect("a file can be written");
+        command.env("PGPASSWORD", &hands.access.password).env("PGSSLROOTCERT", &authority);
         Self { writer: Writer::start(command), hands }
     }
 
