@@ -15,7 +15,7 @@ use crate::status::hex;
 /// In the database `postgres`, which is nobody's but the cluster's.
 const TABLE: &str = "dyad_round_trip";
 const DROP: &str = "drop table if exists dyad_round_trip";
-/// For each statement: a commit that waits for a standby that is gone is given up before the pair goes on alone.
+/// For each statement.
 const SQL: Duration = Duration::from_secs(5);
 /// For what waits for its standby.
 const LATER: Duration = Duration::from_secs(120);
