@@ -347,8 +347,8 @@ fn left_alone(cluster: &mut Cluster, at: usize) -> Vec<u64> {
 }
 
 #[test]
-fn without_a_witness_a_lost_holder_is_replaced_by_an_operators_word_alone() {
-    story("without_a_witness_a_lost_holder_is_replaced_by_an_operators_word_alone", "wan", |cluster| {
+fn a_lost_holder_is_replaced_by_an_operators_word_alone_without_a_witness() {
+    story("a_lost_holder_is_replaced_by_an_operators_word_alone_without_a_witness", "wan", |cluster| {
         cluster.start();
         let holder = cluster.wait_for(Protection::Protected);
         let other = 1 - holder;
