@@ -2,8 +2,9 @@
 
 use dyad_vm_tests::program;
 
-/// The wires between the nodes fall silent; then the primary loses its power and what it had not flushed.
-const SEEDS: &str = "7..9";
+/// The wires between the nodes fall silent; then the primary loses its power and what it had not flushed, and when the other
+/// node has taken over, everything goes down and comes back.
+const SEEDS: &str = "3..5";
 
 /// The whole program: one of its own processes asks within the lab's network who has the virtual address.
 #[test]
