@@ -450,7 +450,7 @@ pub struct ServiceRow {
 pub struct StorageRow {
     /// Mount point.
     pub path: String,
-    /// Size.
+    /// Size, without what the file system keeps back for root.
     pub total_bytes: u64,
     /// Free for services.
     pub free_bytes: u64,

@@ -144,6 +144,23 @@ pub(crate) fn sync_dir(path: &Path) -> Result<(), FileError> {
     File::open(path).and_then(|dir| dir.sync_all()).at("flush directory", path)
 }
 
+/// How large a file system is, and how much of it is free, for those who are not root: what it keeps back for root (on ext4 a
+/// twentieth, unless its maker said otherwise) is in neither, as in what `df` shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Extent {
+    /// Used and free together.
+    pub(crate) total_bytes: u64,
+    /// Free.
+    pub(crate) free_bytes: u64,
+}
+
+/// The extent of the file system that holds `path`.
+pub(crate) fn extent(path: &Path) -> Result<Extent, FileError> {
+    let fs = rustix::fs::statvfs(path).at("look at", path)?;
+    let used = fs.f_blocks.saturating_sub(fs.f_bfree);
+    Ok(Extent { total_bytes: (used + fs.f_bavail) * fs.f_frsize, free_bytes: fs.f_bavail * fs.f_frsize })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,6 +7,7 @@ use dyad_api::operator::{
 };
 
 use crate::driver::Shown;
+use crate::files::{self, Extent};
 use crate::paths::Paths;
 use crate::pg::manager::PgState;
 use crate::pid1::View;
@@ -168,12 +169,8 @@ pub(crate) fn exit_text(exit: &ExitStatus) -> String {
 /// Sizes of the file systems that hold what must last.
 pub(crate) fn storage(paths: &Paths) -> Vec<StorageRow> {
     let row = |path: &str| {
-        let fs = rustix::fs::statvfs(paths.at(path)).ok()?;
-        Some(StorageRow {
-            path: path.into(),
-            total_bytes: fs.f_blocks * fs.f_frsize,
-            free_bytes: fs.f_bavail * fs.f_frsize,
-        })
+        let Extent { total_bytes, free_bytes } = files::extent(&paths.at(path)).ok()?;
+        Some(StorageRow { path: path.into(), total_bytes, free_bytes })
     };
     ["/data/pg", "/state"].into_iter().filter_map(row).collect()
 }

@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -34,6 +35,13 @@ fn refusal(cluster: &Cluster, at: usize, call: Call) -> (FailureKind, String) {
         Err(CallError::Refused(failure)) => (failure.kind, failure.message),
         other => panic!("{call:?} is not refused: {other:?}"),
     }
+}
+
+/// How full df finds the volume of the machine that the tests run on.
+fn used_percent(path: &Path) -> u64 {
+    let shown = Command::new("df").arg("--output=pcent").arg(path).output().unwrap();
+    let text = String::from_utf8(shown.stdout).unwrap();
+    text.lines().next_back().unwrap().trim().trim_end_matches('%').parse().unwrap()
 }
 
 fn switch_over(to: usize) -> Call {
@@ -339,10 +347,13 @@ fn what_is_shown(cluster: &Cluster, holder: usize) {
         };
         let names =
             ["protection", "database", "replication", "witness", "addresses", "ways", "links", "fencing"];
-        for name in names.into_iter().chain(["services", "storage", "image"]) {
+        for name in names.into_iter().chain(["services", "image"]) {
             assert_eq!(of(name), [Verdict::Ok], "{name} of {}: {rows:?}", NAMES[at]);
         }
         assert_eq!(of("way to the other node"), [Verdict::Ok; 6], "{rows:?}");
+        let fullest = used_percent(cluster.nodes[at].dir.path());
+        let storage = if fullest > 90 { Verdict::Warning } else { Verdict::Ok };
+        assert_eq!(of("storage"), [storage], "df says {fullest} %: {rows:?}");
     }
     certificates(cluster, holder);
     certificate_of_ones_own(cluster, other);

@@ -83,7 +83,7 @@ pub(super) fn text(facts: &Facts) -> String {
     for fs in &status.node.storage {
         out.sample("storage_free_bytes", &[("path", &fs.path)], fs.free_bytes);
     }
-    out.head("storage_total_bytes", "gauge", "Size of the file system");
+    out.head("storage_total_bytes", "gauge", "Size of the file system, without what it keeps back");
     for fs in &status.node.storage {
         out.sample("storage_total_bytes", &[("path", &fs.path)], fs.total_bytes);
     }

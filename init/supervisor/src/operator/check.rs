@@ -244,7 +244,7 @@ fn services(status: &Status) -> Seen {
 fn storage(status: &Status) -> Seen {
     let full = |row: &dyad_api::operator::StorageRow| {
         let used = row.total_bytes.saturating_sub(row.free_bytes);
-        (used.saturating_mul(100).checked_div(row.total_bytes).unwrap_or(0), row.path.clone())
+        (used.saturating_mul(100).div_ceil(row.total_bytes.max(1)), row.path.clone())
     };
     match status.node.storage.iter().map(full).max() {
         Some((percent, path)) if percent > FULL_PERCENT_MAX => warning(format!("{path} is {percent} % full")),

@@ -5,7 +5,7 @@ use std::io;
 
 use rustix::fs::{FallocateFlags, Mode, OFlags};
 
-use crate::files::{self, At};
+use crate::files::{self, At, Extent};
 use crate::pg::adapter::{PgError, Server};
 
 /// Size of the reserve: a hundredth of the volume, within these bounds.
@@ -48,8 +48,7 @@ impl Server {
     /// Looks at the volume and keeps the reserve. To be called every second or so.
     pub fn room(&self) -> Result<Room, PgError> {
         let (volume, path) = (self.paths.pg_volume(), self.paths.pg_reserve());
-        let stat = rustix::fs::statvfs(&volume).at("look at", &volume)?;
-        let (total, free) = (stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize);
+        let Extent { total_bytes: total, free_bytes: free } = files::extent(&volume)?;
         let reserve = match std::fs::symlink_metadata(&path) {
             Ok(found) => found.len(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => 0,

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use dyad_spec::site::Postgresql;
 
+use crate::files;
 use crate::paths::Paths;
 use crate::pg::control::LEAST;
 use crate::pg::stance::Stance;
@@ -26,7 +27,7 @@ impl Machine {
         let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
         let kib: u64 = total.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0);
-        let volume = rustix::fs::statvfs(paths.pg_volume()).map_or(0, |fs| fs.f_blocks * fs.f_frsize);
+        let volume = files::extent(&paths.pg_volume()).map_or(0, |volume| volume.total_bytes);
         Self { memory_bytes: kib * 1024, volume_bytes: volume }
     }
 }
